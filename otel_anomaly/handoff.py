@@ -1,0 +1,134 @@
+"""Words used when a batch changes hands: between door, processor and exporters.
+
+A `Batch` is one received request. Whatever happens to it is one `Outcome`, a closed set: the
+doors map it to a status code, telemetry uses its value as a label. A `Payload` is what the
+processor hands on: bytes that are ready to send, with their item count for the ledger.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
+
+
+class Signal(enum.Enum):
+    """The three OTLP signals. The value is the name in paths and labels."""
+
+    TRACES = "traces"
+    METRICS = "metrics"
+    LOGS = "logs"
+
+
+class Outcome(enum.Enum):
+    """What happened to a request at the door. The value is the metric label."""
+
+    ACCEPTED = "accepted"
+    MALFORMED = "malformed"
+    """Not OTLP. Permanent: the client must not send it again."""
+    TOO_LARGE = "too_large"
+    """Over a size limit, also after decompression. Permanent."""
+    QUEUE_FULL = "queue_full"
+    """A required exporter has no room. Nothing was learned; the client retries."""
+    MEMORY = "memory"
+    """The process is near its memory limit. The client retries."""
+    STOPPING = "stopping"
+    """The service is shutting down. The client retries, elsewhere or later."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request can be accepted later."""
+        return self in {Outcome.QUEUE_FULL, Outcome.MEMORY, Outcome.STOPPING}
+
+
+class Batch(NamedTuple):
+    """One received request, uncompressed."""
+
+    body: bytes
+    """The encoded ExportTraceServiceRequest (or metrics, or logs)."""
+    signal: Signal
+    transport: str
+    """`grpc` or `http`: the label of the receiver metrics."""
+    received_ns: int
+    """Arrival, nanoseconds since 1970."""
+
+
+class Reply(NamedTuple):
+    """The answer to a batch."""
+
+    outcome: Outcome
+    message: str = ""
+    """For the client: what is wrong and where. Never part of the data."""
+    retry_after_s: float = 0.0
+    """When a retry may succeed, seconds; 0 when `outcome` is not retryable."""
+
+
+class Payload(NamedTuple):
+    """What goes to the exporters: bytes, and what they hold."""
+
+    body: bytes
+    signal: Signal
+    items: int
+    """Spans in `body` for traces; 1 for metrics and logs, which are counted by request."""
+
+
+Consume = Callable[[Batch], Awaitable[Reply]]
+"""What a door calls with each batch. Never raises; the door maps the outcome."""
+
+
+class Clock(Protocol):
+    """Time, handed in."""
+
+    def now_ns(self) -> int:
+        """Wall clock, nanoseconds since 1970."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+
+class EpisodeEvent(NamedTuple):
+    """A step in the life of an episode: one detector about one entity, from first to last sign.
+
+    What the audit trail and the console are told. Identity fields are None when the telemetry
+    does not say; none of them is argument text.
+    """
+
+    step: str
+    """`start`, `escalate` (a stronger action than before) or `end`."""
+    episode: str
+    """Identifier, the same for all steps of one episode: detector, entity and start, hashed."""
+    time_ns: int
+    """Event time of this step, nanoseconds since 1970."""
+    start_ns: int
+    """Event time of the start."""
+    detector: str
+    action: str
+    """Strongest action so far."""
+    score: float
+    """Highest score so far, 0..1."""
+    observed: float
+    """What was seen at this step; at `end`, the peak."""
+    limit: float
+    """The limit it is held against."""
+    window_s: float
+    """Seconds over which `observed` was counted."""
+    count: int
+    """Calls in the episode so far that reached warn or more."""
+    entity: str
+    """Whose state was judged, with its kind: `session:s-1`, `agent:billing`, `anon`."""
+    reason: str
+    tenant: str | None
+    agent: str | None
+    session: str | None
+    user: str | None
+    tool: str | None
+    trace_id: str
+    """Hex, of the span that made the step; of the last one at `end`."""
+    span_id: str
+
+
+class Sink(Protocol):
+    """Takes episode events. Bounded, counted, never slow: a full sink drops."""
+
+    def offer(self, events: list[EpisodeEvent]) -> None:
+        """Take the events over, or drop and count them. Never blocks, never raises."""

@@ -1,0 +1,153 @@
+"""Every metric of the process, declared once; rooms are handed this object.
+
+The ledger, per exporter, true whenever nothing is in flight between door and queue:
+
+    receiver_accepted_spans = exporter_sent_spans + exporter_dropped_spans + exporter_held_spans
+
+`exporter_send_failed_spans` counts attempts and stands outside the sum. Counters exist at zero
+from the start, so that `rate()` sees the first event. No agent, session or tool is a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from otel_anomaly.handoff import Outcome, Signal
+
+PREFIX = "otel_anomaly"
+TRANSPORTS = ("grpc", "http")
+DROP_REASONS = ("queue_full", "rejected", "retries_exhausted", "shutdown", "too_large", "write_failed")
+
+JudgeCounts = Mapping[tuple[str, tuple[str, ...]], int]
+"""(metric, label values) -> value, as `Processor.counts` gives it."""
+
+# Metrics that the judge counts inside its kernel: name -> (help, label names, is a gauge).
+JUDGE_METRICS: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    "spans": ("Spans read.", (), False),
+    "tool_calls": ("Tool calls found, each once.", (), False),
+    "verdicts": ("Tool calls judged, by verdict.", ("action",), False),
+    "findings": ("Findings that reached warn or more.", ("detector", "action"), False),
+    "detector_evaluated": ("Tool calls a detector judged.", ("detector",), False),
+    "detector_skipped": ("Tool calls it could not judge.", ("detector", "reason"), False),
+    "duplicates": ("Tool-call spans delivered again.", (), False),
+    "late": ("Tool calls too old for a detector's buckets.", (), False),
+    "clamped": ("Tool calls that ended in the future, taken as ending at arrival.", (), False),
+    "no_time": ("Tool calls without a time, taken as ending at arrival.", (), False),
+    "invalid_ids": ("Tool-call spans whose trace or span id is not valid: not judged.", (), False),
+    "forged_attributes": ("Attributes under our prefix that arrived and were removed.", (), False),
+    "entities": ("Rows in use.", ("scope",), True),
+    "entities_evicted": ("Rows given to another entity.", ("scope",), False),
+    "entities_overflow": ("Tool calls that got no row of their own.", ("scope",), False),
+    "episodes_open": ("Episodes that have not ended.", (), True),
+}
+
+
+class Telemetry:
+    """The counters and gauges of one process, in a registry of its own."""
+
+    def __init__(self, exporters: Iterable[str] = (), sinks: Iterable[str] = ()) -> None:
+        self.registry = CollectorRegistry()
+        self._judge: Callable[[], JudgeCounts] = dict
+        self.registry.register(_JudgeCollector(lambda: self._judge()))
+        self.accepted_spans = self._counter(
+            "receiver_accepted_spans", "Spans taken over.", "transport"
+        )
+        self.refused_spans = self._counter(
+            "receiver_refused_spans",
+            "Spans refused; 0 are counted for a request that could not be read.",
+            "transport",
+            "outcome",
+        )
+        self.requests = self._counter(
+            "receiver_requests", "Requests answered.", "transport", "signal", "outcome"
+        )
+        self.sent_spans = self._counter(
+            "exporter_sent_spans", "Spans the next hop took over.", "exporter"
+        )
+        self.failed_spans = self._counter(
+            "exporter_send_failed_spans", "Spans in attempts that failed; some succeed later.", "exporter"
+        )
+        self.dropped_spans = self._counter(
+            "exporter_dropped_spans", "Spans given up, for good.", "exporter", "reason"
+        )
+        self.sent_requests = self._counter(
+            "exporter_sent_requests", "Received requests delivered, by signal.", "exporter", "signal"
+        )
+        self.dropped_requests = self._counter(
+            "exporter_dropped_requests",
+            "Received requests given up, by signal.",
+            "exporter",
+            "signal",
+            "reason",
+        )
+        self.rejected_spans = self._counter(
+            "exporter_partial_success_rejected_spans",
+            "Spans that the next hop says it did not keep, of those counted as sent.",
+            "exporter",
+        )
+        self.held_spans = self._gauge("exporter_held_spans", "Spans in the queue or under way.", "exporter")
+        self.queue_size = self._gauge("exporter_queue_size", "Bytes held or reserved.", "exporter")
+        self.queue_capacity = self._gauge("exporter_queue_capacity", "Bytes that may be held.", "exporter")
+        self.sink_records = self._counter("sink_records", "Records written.", "sink")
+        self.sink_dropped = self._counter("sink_dropped", "Records given up.", "sink")
+        self.detection_failures = self._counter(
+            "detection_failures", "Batches that went on without a verdict because detection failed."
+        )
+        self.ready = self._gauge("ready", "1 when the doors are open.")
+        self._start_at_zero(exporters, sinks)
+
+    def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:
+        """Let `counts` be asked at every scrape."""
+        self._judge = counts
+
+    def render(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
+
+    def _start_at_zero(self, exporters: Iterable[str], sinks: Iterable[str]) -> None:
+        for transport in TRANSPORTS:
+            self.accepted_spans.labels(transport)
+            for outcome in Outcome:
+                if outcome is not Outcome.ACCEPTED:
+                    self.refused_spans.labels(transport, outcome.value)
+                for signal in Signal:
+                    self.requests.labels(transport, signal.value, outcome.value)
+        for exporter in exporters:
+            for metric in (self.sent_spans, self.failed_spans, self.rejected_spans):
+                metric.labels(exporter)
+            for gauge in (self.held_spans, self.queue_size, self.queue_capacity):
+                gauge.labels(exporter)
+            for signal in Signal:
+                self.sent_requests.labels(exporter, signal.value)
+            for reason in DROP_REASONS:
+                self.dropped_spans.labels(exporter, reason)
+                for signal in Signal:
+                    self.dropped_requests.labels(exporter, signal.value, reason)
+        for sink in sinks:
+            self.sink_records.labels(sink)
+            self.sink_dropped.labels(sink)
+
+
+class _JudgeCollector:
+    """Reads what the kernels count, when scraped: counting costs the hot path an array add."""
+
+    def __init__(self, counts: Callable[[], JudgeCounts]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for name, (text, labels, is_gauge) in JUDGE_METRICS.items():
+            kind = GaugeMetricFamily if is_gauge else CounterMetricFamily
+            families[name] = kind(f"{PREFIX}_{name}", text, labels=labels)
+        for (name, values), count in self._counts().items():
+            families[name].add_metric(values, count)
+        return families.values()
