@@ -1,28 +1,53 @@
 # Commands for people. Everything runs in .venv, made on first use from pyproject.toml.
-PYTHON ?= python3
+# Needs Python >= 3.11 with venv, and make. `make PYTHON=/path/to/python` chooses the interpreter.
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
 
-.PHONY: run test dev lint types bench fuzz clean
+# Make .venv unless a whole one is there: it counts as whole when its pip answers. What a broken
+# attempt leaves is removed, so that the next one starts from nothing.
+define make_venv
+@if $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+found= fits='import sys; sys.exit(sys.version_info < (3, 11))'; \
+for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.14 python); do \
+    "$$python" -c "$$fits" >/dev/null 2>&1 && found=$$python && break; \
+done; \
+if [ -z "$$found" ]; then \
+    echo "No Python >= 3.11 found$(if $(PYTHON), at $(PYTHON))." \
+        "Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+    exit 1; \
+fi; \
+if ! "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+    echo "$$found has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; \
+    exit 1; \
+fi; \
+echo "making $(VENV) with $$($$found --version)"; \
+trap 'rm -rf $(VENV); exit 130' INT TERM; \
+rm -rf $(VENV) && "$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+endef
 
+.PHONY: run test dev lint types docs bench fuzz clean
+
+# Each file says that an install came to its end; a wider one includes the narrower.
 $(BIN)/.run: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(make_venv)
+	$(PIP) install -e .
 	@touch $@
 
 $(BIN)/.test: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(make_venv)
+	$(PIP) install -e '.[test]'
 	@touch $@ $(BIN)/.run
 
 $(BIN)/.dev: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(make_venv)
+	$(PIP) install -e '.[dev]'
 	@touch $@ $(BIN)/.test $(BIN)/.run
 
 run: $(BIN)/.run
-	@exec $(BIN)/otel-anomaly run $(ARGS)
+	@exec $(BIN)/python -m otel_anomaly run $(ARGS)
 
 test: $(BIN)/.test
 	$(BIN)/python -m pytest $(ARGS)
@@ -36,13 +61,17 @@ lint: $(BIN)/.dev
 types: $(BIN)/.dev
 	$(BIN)/mypy
 
+docs: $(BIN)/.test
+	$(BIN)/python -m tests.generate_docs
+
 bench: $(BIN)/.test
 	$(BIN)/python -m tests.bench $(ARGS)
 
 fuzz: $(BIN)/.test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	$(PIP) install -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -f .coverage .coverage.*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

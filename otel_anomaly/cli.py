@@ -1,0 +1,227 @@
+"""The commands; the only room that exits or prints to a terminal.
+
+Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 could not start, and as shells
+have it 130 for Ctrl-C and 141 for a reader that went away. What a command needs is imported when
+it runs: `validate` and `--help` do not wait for the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from otel_anomaly import __version__
+from otel_anomaly.config import ConfigError, load_config, summary
+from otel_anomaly.handoff import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    # The type of `add_subparsers` has no public name.
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
+
+OK, NO, USAGE = 0, 1, 2
+INTERRUPTED, READER_GONE = 130, 141
+_EXIT_CODES = "Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 could not start."
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command that `argv` names; the exit code."""
+    if not __debug__:
+        print("not under python -O: assertions are part of this program", file=sys.stderr)
+        return USAGE
+    try:
+        arguments = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = arguments.command
+        code = command(arguments)
+        sys.stdout.flush()  # A reader that went away is noticed here, not while exiting.
+    except SystemExit as stop:  # argparse: --help, --version and wrong usage.
+        return stop.code if isinstance(stop.code, int) else USAGE
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return READER_GONE
+    return code
+
+
+def _silence_stdout() -> None:
+    """Let the interpreter's last flush go nowhere instead of complaining."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="otel-anomaly",
+        description="Judges every tool call of AI agents on the OpenTelemetry spans they emit.",
+        epilog=_EXIT_CODES,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_validate(commands)
+    _add_replay(commands)
+    _add_audit(commands)
+    return parser
+
+
+def _command(
+    commands: _Commands, name: str, text: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=_EXIT_CODES, allow_abbrev=False
+    )
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_configuration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="YAML file; later ones win (default: the built-in defaults)",
+    )
+    _add_set(parser)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="one key over the files, like detectors.rate.warn=50",
+    )
+
+
+def _add_run(commands: _Commands) -> None:
+    parser = _command(commands, "run", "the service", _run)
+    _add_configuration(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    from otel_anomaly.service import run  # noqa: PLC0415 - kernels load after the config is right.
+
+    return run(config)
+
+
+def _add_validate(commands: _Commands) -> None:
+    parser = _command(commands, "validate", "checks a configuration", _validate)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        action="extend",
+        nargs="+",
+        required=True,
+        help="YAML file; several are checked as one, later ones win",
+    )
+    _add_set(parser)
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    for path in arguments.config:
+        print(f"{path}: ok")
+    print(summary(config))
+    return OK
+
+
+def _add_replay(commands: _Commands) -> None:
+    parser = _command(commands, "replay", "judges recorded OTLP", _replay)
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        help=".bin or .pb (protobuf), .json or .jsonl (OTLP JSON), each also with .gz",
+    )
+    _add_configuration(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="annotated spans, in the format of the suffix"
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="the report")
+    parser.add_argument(
+        "--calls", action="store_true", help="every judged call, with --format json"
+    )
+    parser.add_argument(
+        "--signal",
+        choices=(Signal.TRACES.value, Signal.LOGS.value),
+        default=Signal.TRACES.value,
+        help="what binary files hold (default: traces)",
+    )
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    for path in arguments.files:
+        if not _readable(path):
+            return USAGE
+    from otel_anomaly.replay import replay_command  # noqa: PLC0415 - same as for `run`.
+
+    return replay_command(
+        config,
+        arguments.files,
+        out=arguments.out,
+        output_format=arguments.format,
+        calls=arguments.calls,
+        signal=Signal(arguments.signal),
+        stdout=sys.stdout,
+    )
+
+
+def _readable(path: Path) -> bool:
+    """Whether `path` can be opened; says why not."""
+    try:
+        with path.open("rb"):
+            return True
+    except OSError as error:
+        print(f"{path}: {error.strerror or error}", file=sys.stderr)
+        return False
+
+
+def _add_audit(commands: _Commands) -> None:
+    parser = commands.add_parser("audit", help="audit trails", description="Audit trails.")
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    verify = _command(actions, "verify", "checks the chain of an audit trail", _audit_verify)
+    verify.add_argument("file", metavar="FILE", type=Path)
+    verify.add_argument("--key", metavar="FILE", type=Path, help="public key of the signatures")
+
+
+def _audit_verify(arguments: argparse.Namespace) -> int:
+    path: Path = arguments.file
+    if arguments.key is not None:
+        print(
+            f"{path}: the trail carries no signatures: --key has nothing to check", file=sys.stderr
+        )
+        return USAGE
+    if not _readable(path):
+        return USAGE
+    from otel_anomaly.sinks.audit import verify  # noqa: PLC0415 - same as for `run`.
+
+    result = verify(path)
+    if result.ok:
+        print(f"{path}: ok, {result.records} records")
+        return OK
+    place = path if result.line is None else f"{path}:{result.line}"
+    print(f"{place}: {result.message}")
+    return NO

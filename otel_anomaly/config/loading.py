@@ -1,0 +1,122 @@
+"""From files, `--set` and the environment to one `Config`, or to a list of what is wrong.
+
+Sources lie on top of one another: the defaults, OTEL_ANOMALY_DATA, each file in order, each
+`--set` in order. Maps merge, lists and values are replaced, and a block named without a value
+changes nothing. Doors and exporters are lists in the shape of a map, so a default one goes when
+its block is written out: a file that names `exporters` has exactly the exporters that it and the
+later files name. `--set exporters.debug={}` names one key inside and only adds.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from otel_anomaly.config.models import Config
+from otel_anomaly.config.problems import SECRET, problems, without_password
+from otel_anomaly.config.yaml_text import (
+    TEXT_BYTES_MAX,
+    ConfigError,
+    KeyPath,
+    Layer,
+    Origin,
+    read_yaml,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+DATA_VARIABLE = "OTEL_ANOMALY_DATA"
+_DEFAULT_BLOCKS: dict[KeyPath, dict[str, object]] = {
+    ("receivers", "otlp", "protocols"): {"grpc": {}, "http": {}},
+    ("exporters",): {"file": {}},
+}
+_LABEL_CHARS_MAX = 80
+
+
+def load_config(
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """The configuration of `files`, later ones on top, and `overrides` (`key.path=YAML`) above.
+
+    Raises
+    ------
+    ConfigError
+        Names the place, the key and the value of everything that is wrong.
+    """
+    layers = [read_file(path, environ) for path in files]
+    layers += [read_override(text, environ) for text in overrides]
+    merged = _defaults(layers, environ)
+    for layer in layers:
+        merged = merged.under(layer)
+    try:
+        return Config.model_validate(merged.data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(problems(error, merged))) from None
+
+
+def read_file(path: Path, environ: Mapping[str, str]) -> Layer:
+    """One YAML file."""
+    try:
+        with path.open("rb") as file:
+            body = file.read(TEXT_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    if len(body) > TEXT_BYTES_MAX:
+        raise ConfigError(f"{path}: larger than {TEXT_BYTES_MAX >> 10} KiB")
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8") from None
+    return read_yaml(text, Origin(str(path), 1), (), environ)
+
+
+def read_override(override: str, environ: Mapping[str, str]) -> Layer:
+    """One `--set`: dots in the key go down a block, the value is YAML."""
+    key, equals, text = override.partition("=")
+    path = tuple(key.strip().split("."))
+    label = f"--set {key.strip()}={_label(text, secret='headers' in override)}"
+    if not equals or not all(path):
+        raise ConfigError(f"--set {key}: must be KEY=VALUE, like detectors.rate.warn=50")
+    return read_yaml(text, Origin(label), path, environ)
+
+
+def _label(text: str, *, secret: bool) -> str:
+    """A value as it may be shown."""
+    shown = ascii(SECRET if secret else without_password(text))[1:-1]
+    return shown if len(shown) <= _LABEL_CHARS_MAX else f"{shown[:_LABEL_CHARS_MAX]}..."
+
+
+def _defaults(layers: Sequence[Layer], environ: Mapping[str, str]) -> Layer:
+    """The lowest layer: blocks that nobody writes out, and the directory from the environment."""
+    base = Layer({}, {})
+    for path, block in _DEFAULT_BLOCKS.items():
+        if not any(_writes_out(layer, path) for layer in layers):
+            base = base.under(_layer(path, block))
+    if directory := environ.get(DATA_VARIABLE):
+        path = ("storage", "directory")
+        base = base.under(_layer(path, directory)._replace(origins={path: Origin(DATA_VARIABLE)}))
+    return base
+
+
+def _writes_out(layer: Layer, path: KeyPath) -> bool:
+    """Whether the layer gives the whole block at `path`, not one key inside it."""
+    if layer.depth > len(path):
+        return False
+    value: object = layer.data
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value is not None
+
+
+def _layer(path: KeyPath, value: object) -> Layer:
+    for key in reversed(path):
+        value = {key: value}
+    assert isinstance(value, dict)
+    return Layer(value, {})

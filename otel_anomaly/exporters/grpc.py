@@ -1,0 +1,142 @@
+"""Next hop over OTLP/gRPC: bytes go out as they are, status codes come back as results.
+
+Which codes may be retried is a table of the OTLP specification ("Failures", OTLP/gRPC). One code
+is both: RESOURCE_EXHAUSTED may be retried only when the server says when.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+
+from otel_anomaly import __version__
+from otel_anomaly.config import SECOND_NS
+from otel_anomaly.exporters.contract import SendResult, clipped, rejected, retry
+from otel_anomaly.exporters.response import RESPONSE_BYTES_MAX, retry_info_s, taken
+from otel_anomaly.exporters.tls import pem_files
+from otel_anomaly.handoff import Signal
+
+if TYPE_CHECKING:
+    from otel_anomaly.config import OtlpGrpcExporterConfig
+
+_SERVICE = "/opentelemetry.proto.collector.{0}.v1.{1}Service/Export"
+METHOD_OF: Final = {
+    Signal.TRACES: _SERVICE.format("trace", "Trace"),
+    Signal.METRICS: _SERVICE.format("metrics", "Metrics"),
+    Signal.LOGS: _SERVICE.format("logs", "Logs"),
+}
+assert set(METHOD_OF) == set(Signal), "every signal has its method"
+
+Code = grpc.StatusCode
+RETRYABLE: Final = frozenset(
+    {
+        Code.CANCELLED,
+        Code.DEADLINE_EXCEEDED,
+        Code.ABORTED,
+        Code.OUT_OF_RANGE,
+        Code.UNAVAILABLE,
+        Code.DATA_LOSS,
+    }
+)
+NOT_ABOUT_DATA: Final = frozenset(
+    {Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED, Code.NOT_FOUND}
+)
+"""Refusals that every other request would meet as well."""
+
+OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
+    ("grpc.primary_user_agent", f"otel-anomaly/{__version__}"),
+    ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
+    # The door has limited what can come here.
+    ("grpc.max_send_message_length", -1),
+    # Few large frames and reads: a request is hundreds of kilobytes.
+    ("grpc.http2.max_frame_size", 1 << 20),
+    ("grpc.http2.write_buffer_size", 1 << 20),
+    ("grpc.experimental.tcp_read_chunk_size", 1 << 18),
+    # gRPC would grow this to two minutes: longer than a next hop takes to restart.
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 5000),
+)
+_COMPRESSION: Final = {"gzip": grpc.Compression.Gzip, "none": grpc.Compression.NoCompression}
+
+
+class GrpcExporter:
+    """One channel to one next hop."""
+
+    serial = False
+
+    def __init__(self, config: OtlpGrpcExporterConfig) -> None:
+        self._config = config
+        self._timeout_s = config.timeout / SECOND_NS
+        self._metadata = tuple(_metadata(config.headers))
+
+    async def start(self) -> None:
+        """Make the channel; it connects when there is something to send."""
+        target, secure = target_of(self._config.endpoint, insecure=self._config.tls.insecure)
+        settings: dict[str, Any] = {
+            "options": OPTIONS,
+            "compression": _COMPRESSION[self._config.compression],
+        }
+        if secure:
+            pem = pem_files(self._config.tls)
+            credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+            self._channel = grpc.aio.secure_channel(target, credentials, **settings)
+        else:
+            self._channel = grpc.aio.insecure_channel(target, **settings)
+        self._export = {
+            signal: self._channel.unary_unary(method) for signal, method in METHOD_OF.items()
+        }
+
+    async def send(self, body: bytes, signal: Signal, items: int) -> SendResult:
+        """One call, within the deadline."""
+        del items
+        try:
+            response = await self._export[signal](
+                body, timeout=self._timeout_s, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
+            return failure(error)
+        return taken(response, signal)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+
+def failure(error: grpc.aio.AioRpcError) -> SendResult:
+    """A status other than OK, as a result."""
+    code = error.code()
+    message = f"{code.name}: {clipped(error.details() or '')}"
+    hint_s = retry_info_s(_status_details(error.trailing_metadata()))
+    if code in RETRYABLE or (code is Code.RESOURCE_EXHAUSTED and hint_s is not None):
+        return retry(message, hint_s)
+    return rejected(message, about_data=code not in NOT_ABOUT_DATA)
+
+
+def _status_details(metadata: Any) -> bytes:  # noqa: ANN401 - grpc has no types.
+    for key, value in metadata or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            return value
+    return b""
+
+
+def target_of(endpoint: str, *, insecure: bool) -> tuple[str, bool]:
+    """(what gRPC dials, with TLS or not). A scheme decides over `tls.insecure`.
+
+    >>> target_of("http://tempo:4317/", insecure=False), target_of("tempo:4317", insecure=False)
+    (('tempo:4317', False), ('tempo:4317', True))
+    """
+    scheme, separator, rest = endpoint.partition("://")
+    if separator and scheme in {"http", "https"}:
+        return rest.rstrip("/"), scheme == "https"
+    return endpoint, not insecure
+
+
+def _metadata(headers: dict[str, str]) -> list[tuple[str, str]]:
+    """Headers as gRPC wants them; a wrong name would fail every call, so it is told now."""
+    for name in headers:
+        if not re.fullmatch(r"[0-9a-z_.-]+", name) or name.endswith("-bin"):
+            raise ValueError(f"headers: {name!r} is not a name that gRPC can send")
+    return list(headers.items())

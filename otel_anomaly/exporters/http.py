@@ -1,0 +1,143 @@
+"""Next hop over OTLP/HTTP: protobuf in a POST, status codes come back as results.
+
+The table is that of the OTLP specification ("Failures", OTLP/HTTP): 429, 502, 503 and 504 may be
+retried, and so may a request whose connection broke; every other status is final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import zlib
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+
+from otel_anomaly import __version__
+from otel_anomaly.config import SECOND_NS
+from otel_anomaly.exporters.contract import SendResult, clipped, rejected, retry, too_large
+from otel_anomaly.exporters.response import (
+    RESPONSE_BYTES_MAX,
+    retry_after_s,
+    status_message,
+    taken,
+)
+from otel_anomaly.exporters.tls import client_context
+from otel_anomaly.handoff import Signal
+
+if TYPE_CHECKING:
+    from otel_anomaly.config import OtlpHttpExporterConfig
+    from otel_anomaly.handoff import Clock
+
+OK_FIRST, OK_LAST = 200, 299
+TOO_LARGE = 413
+RETRYABLE: Final = frozenset({429, 502, 503, 504})
+REFUSED_ABOUT_DATA: Final = frozenset({400, 413, 422, 500})
+"""Refusals that other bytes might not meet. Of the rest, like 401 or 404, each would."""
+
+GZIP_LEVEL: Final = 1
+"""Telemetry repeats itself: level 6 takes twice as long for a tenth less."""
+GZIP_WBITS: Final = 31
+INLINE_BYTES_MAX: Final = 32 << 10
+"""Compressed in the loop up to here, well under a millisecond; beyond, in a thread."""
+PLAIN_BYTES_MAX: Final = 1 << 20
+"""aiohttp wants a larger body as a file, so that writing it does not hold up the loop."""
+
+OUR_HEADERS: Final = frozenset(
+    {"content-type", "content-encoding", "content-length", "transfer-encoding"}
+)
+
+
+class HttpExporter:
+    """One session, its connections kept alive, to one next hop."""
+
+    serial = False
+
+    def __init__(self, config: OtlpHttpExporterConfig, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        base = config.endpoint.rstrip("/")
+        self._url = {signal: f"{base}/v1/{signal.value}" for signal in Signal}
+        self._headers = {**_checked(config.headers), "Content-Type": "application/x-protobuf"}
+        self._gzip = config.compression == "gzip"
+        if self._gzip:
+            self._headers["Content-Encoding"] = "gzip"
+
+    async def start(self) -> None:
+        """Make the session; it connects when there is something to send."""
+        tls = client_context(self._config.tls)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._config.sending_queue.num_consumers, ssl=tls),
+            timeout=aiohttp.ClientTimeout(total=self._config.timeout / SECOND_NS),
+            # A response that is not inflated cannot be a bomb.
+            auto_decompress=False,
+            headers={"Accept-Encoding": "identity", "User-Agent": f"otel-anomaly/{__version__}"},
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def send(self, body: bytes, signal: Signal, items: int) -> SendResult:
+        """One POST, within the deadline."""
+        del items
+        data = await self._encoded(body)
+        try:
+            async with self._session.post(
+                self._url[signal],
+                data=data if len(data) <= PLAIN_BYTES_MAX else io.BytesIO(data),
+                headers=self._headers,
+                allow_redirects=False,
+            ) as response:
+                content = await _read(response)
+        except TimeoutError:
+            return retry("no answer within the timeout")
+        except (aiohttp.ClientError, OSError) as error:
+            return retry(f"{type(error).__name__}: {clipped(error)}")
+        if content is None:
+            return rejected(
+                f"{response.status}: the response is over {RESPONSE_BYTES_MAX} bytes",
+                about_data=False,
+            )
+        if OK_FIRST <= response.status <= OK_LAST:
+            return taken(content, signal)
+        hint = response.headers.get("Retry-After")
+        return failure(response.status, content, retry_after_s(hint, self._clock.now_ns()))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def _encoded(self, body: bytes) -> bytes:
+        if not self._gzip:
+            return body
+        if len(body) <= INLINE_BYTES_MAX:
+            return zlib.compress(body, GZIP_LEVEL, GZIP_WBITS)
+        return await asyncio.to_thread(zlib.compress, body, GZIP_LEVEL, GZIP_WBITS)
+
+
+def failure(status: int, body: bytes, hint_s: float | None) -> SendResult:
+    """A status other than success, as a result."""
+    message = f"status {status} {status_message(body)}".rstrip()
+    if status in RETRYABLE:
+        return retry(message, hint_s)
+    if status == TOO_LARGE:
+        return too_large(message)
+    return rejected(message, about_data=status in REFUSED_ABOUT_DATA)
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
+    """The body; None when it is over the limit. No more than that is ever held."""
+    chunks: list[bytes] = []
+    left = RESPONSE_BYTES_MAX
+    async for chunk in response.content.iter_any():
+        left -= len(chunk)
+        if left < 0:
+            response.close()
+            return None
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _checked(headers: dict[str, str]) -> dict[str, str]:
+    """Headers that do not contradict ours."""
+    if theirs := OUR_HEADERS & headers.keys():
+        raise ValueError(f"headers: {', '.join(sorted(theirs))} is set by the exporter")
+    return headers

@@ -1,0 +1,109 @@
+"""What an exporter took over and what became of it: counters that add up, words in the log.
+
+    taken over = sent + dropped + held
+
+holds after every call of every method here, for spans and for requests. An attempt that failed
+stands outside the sum: what it carried is still held.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from otel_anomaly.handoff import Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from otel_anomaly.handoff import Payload
+    from otel_anomaly.telemetry import Telemetry
+
+_LOG = logging.getLogger(__name__)
+
+NOTICE_EVERY_S = 30.0
+"""Data that is lost is told at most so often per exporter; the counters have all of it."""
+
+
+def spans_in(parts: Iterable[Payload]) -> int:
+    """Spans in some payloads. Metrics and logs hold none."""
+    return sum(part.items for part in parts if part.signal is Signal.TRACES)
+
+
+class Ledger:
+    """The books of one exporter."""
+
+    def __init__(self, telemetry: Telemetry, exporter: str) -> None:
+        self.held_spans = 0
+        self._dropped_spans = telemetry.dropped_spans
+        self._dropped_requests = telemetry.dropped_requests
+        self._exporter = exporter
+        # Looking a label up costs more than counting, and these are counted per request.
+        self._sent_spans = telemetry.sent_spans.labels(exporter)
+        self._failed_spans = telemetry.failed_spans.labels(exporter)
+        self._rejected_spans = telemetry.rejected_spans.labels(exporter)
+        self._sent_requests = {
+            signal: telemetry.sent_requests.labels(exporter, signal.value) for signal in Signal
+        }
+        # Asked for at a scrape only: counting what is held costs the hot path an addition.
+        telemetry.held_spans.labels(exporter).set_function(lambda: self.held_spans)
+
+    def took(self, payload: Payload) -> None:
+        """A payload was taken over."""
+        if payload.signal is Signal.TRACES:
+            self.held_spans += payload.items
+
+    def failed(self, spans: int) -> None:
+        """An attempt failed; the data is still held."""
+        self._failed_spans.inc(spans)
+
+    def sent(self, parts: Sequence[Payload], spans: int, rejected: int) -> None:
+        """The next hop took over `parts`, of one signal, and says it left out `rejected`."""
+        self._release(spans)
+        self._sent_spans.inc(spans)
+        self._sent_requests[parts[0].signal].inc(len(parts))
+        # The number comes from outside and may be anything.
+        self._rejected_spans.inc(min(max(rejected, 0), spans))
+
+    def dropped(self, parts: Sequence[Payload], spans: int, reason: str) -> None:
+        """Held `parts`, of one signal, were given up for good."""
+        self._release(spans)
+        self.refused(parts, spans, reason)
+
+    def refused(self, parts: Sequence[Payload], spans: int, reason: str) -> None:
+        """`parts` were given up before they were held: an optional exporter had no room."""
+        signal = parts[0].signal.value
+        self._dropped_spans.labels(self._exporter, reason).inc(spans)
+        self._dropped_requests.labels(self._exporter, signal, reason).inc(len(parts))
+
+    def _release(self, spans: int) -> None:
+        assert self.held_spans >= spans, "nothing leaves that was not taken over"
+        self.held_spans -= spans
+
+
+class Notices:
+    """The log of one exporter: changes of its state, and now and then that data is lost."""
+
+    def __init__(self, exporter: str) -> None:
+        self._exporter = exporter
+        self._failing = False
+        self._quiet_until_s: dict[str, float] = {}
+
+    def works(self) -> None:
+        """An attempt succeeded."""
+        if self._failing:
+            self._failing = False
+            _LOG.info("exporter %s: works again", self._exporter)
+
+    def fails(self, message: str) -> None:
+        """An attempt failed and is repeated."""
+        if not self._failing:
+            self._failing = True
+            _LOG.warning("exporter %s: fails, will retry: %s", self._exporter, message)
+
+    def lost(self, reason: str, message: str, now_s: float) -> None:
+        """Data was given up, or the next hop did not keep all of it."""
+        if now_s < self._quiet_until_s.get(reason, now_s):
+            return
+        self._quiet_until_s[reason] = now_s + NOTICE_EVERY_S
+        _LOG.warning("exporter %s: %s: %s", self._exporter, reason, message)

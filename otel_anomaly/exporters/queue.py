@@ -1,0 +1,366 @@
+"""Between processor and exporters: queues bounded in bytes, batching, retry, drain.
+
+    reserve -> commit -+-> SendQueue "file"      pending -> ready -> 1 consumer  -> send
+                       +-> SendQueue "otlp_grpc" pending -> ready -> 4 consumers -> send
+
+Rule 1: room is set aside in every required queue before anything is learned; `commit` cannot
+fail. An optional exporter takes what it has room for at `commit` and counts the rest as dropped.
+
+Rule 2: all queues share the same bytes object. A merged request is joined when it is sent and
+forgotten after the attempt, so what is held is what was received.
+
+Rule 3: traces merge by concatenation, which protobuf defines to be one request. The scan has
+proven each of them well-formed. Metrics and logs are never looked at, so one broken request must
+not take its neighbours with it: each goes alone.
+
+Rule 4: all of this runs in one event loop and reads the loop's time only, so a test plays it
+with a loop whose time is virtual. Nothing wakes up while there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from otel_anomaly.config import SECOND_NS
+from otel_anomaly.exporters.contract import Kind, SendResult, rejected
+from otel_anomaly.exporters.ledger import Ledger, Notices, spans_in
+from otel_anomaly.exporters.retry import Backoff, RetryPolicy
+from otel_anomaly.handoff import Outcome, Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from otel_anomaly.config import ExporterConfig
+    from otel_anomaly.exporters.contract import Exporter
+    from otel_anomaly.handoff import Payload
+    from otel_anomaly.telemetry import Telemetry
+
+_LOG = logging.getLogger(__name__)
+
+CHARGE_BYTES_MIN = 256
+"""What the smallest payload is charged: the objects that hold it take room too, so a flood of
+empty requests is bounded like any other."""
+RETRY_AFTER_S_MIN, RETRY_AFTER_S_MAX = 1.0, 30.0
+RATE_MEMORY_S = 10.0
+"""Over about so long is the drain rate averaged."""
+ROOM_SHARE = 1 / 8
+"""A client is asked to come back when this share of the queue should be free."""
+
+
+def charge_of(size: int) -> int:
+    """Bytes of room that a payload of `size` bytes takes."""
+    return max(size, CHARGE_BYTES_MIN)
+
+
+class Group:
+    """Payloads of one signal that travel as one request."""
+
+    __slots__ = ("backoff", "charge", "parts", "spans")
+
+    def __init__(self, parts: Sequence[Payload], charge: int) -> None:
+        self.parts = parts
+        self.charge = charge
+        self.spans = spans_in(parts)
+        self.backoff: Backoff | None = None
+        """Made at the first attempt, so that waiting for it does not count."""
+
+    def body(self) -> bytes:
+        """The request. A single payload is not copied."""
+        if len(self.parts) == 1:
+            return self.parts[0].body
+        return b"".join([part.body for part in self.parts])
+
+
+class DrainRate:
+    """Bytes a second that left lately: an exponentially weighted mean."""
+
+    def __init__(self, now_s: float) -> None:
+        self._weighted_bytes = 0.0
+        self._at_s = now_s
+
+    def add(self, size: int, now_s: float) -> None:
+        """`size` bytes left."""
+        self._weighted_bytes = self._faded(now_s) + size
+        self._at_s = now_s
+
+    def bytes_per_s(self, now_s: float) -> float:
+        """The rate, as of now."""
+        return self._faded(now_s) / RATE_MEMORY_S
+
+    def _faded(self, now_s: float) -> float:
+        return self._weighted_bytes * math.exp((self._at_s - now_s) / RATE_MEMORY_S)
+
+
+class SendQueue:
+    """One exporter's queue: what is held for it, and the tasks that send."""
+
+    def __init__(
+        self,
+        name: str,
+        exporter: Exporter,
+        config: ExporterConfig,
+        telemetry: Telemetry,
+        chance: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.required = config.required
+        self.capacity = config.sending_queue.queue_size
+        self.used = 0
+        """Bytes held or reserved."""
+        self.ledger = Ledger(telemetry, name)
+        self._exporter = exporter
+        self._chance = chance
+        self._policy = RetryPolicy.of(config.retry_on_failure)
+        self._consumer_count = 1 if exporter.serial else config.sending_queue.num_consumers
+        self._merge_bytes_max = config.sending_queue.batch.max_size
+        self._flush_s = config.sending_queue.batch.flush_timeout / SECOND_NS
+        self._notices = Notices(name)
+        self._pending: list[Payload] = []
+        self._pending_charge = 0
+        self._due_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._closed = False
+        self._shutdown_spans = 0
+        telemetry.queue_capacity.labels(name).set(self.capacity)
+        telemetry.queue_size.labels(name).set_function(lambda: self.used)
+
+    async def start(self) -> None:
+        """Open the exporter and start sending. Names the exporter in what it raises."""
+        try:
+            await self._exporter.start()
+        except (OSError, ValueError) as error:
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"exporters.{self.name}: {error}") from error
+        self._loop = asyncio.get_running_loop()
+        self._rate = DrainRate(self._loop.time())
+        # Bounded by `used`: every group in it was charged.
+        self._ready: asyncio.Queue[Group] = asyncio.Queue()
+        self._empty = asyncio.Event()
+        self._tasks = [
+            asyncio.create_task(self._consume(), name=f"exporter {self.name} {index}")
+            for index in range(self._consumer_count)
+        ]
+
+    def offer(self, payload: Payload, charge: int) -> None:
+        """Take room and the payload, or drop and count it: an optional exporter."""
+        if self.used + charge > self.capacity:
+            reason = "too_large" if charge > self.capacity else "queue_full"
+            self.ledger.refused((payload,), spans_in((payload,)), reason)
+            return
+        self.used += charge
+        self.put(payload, charge)
+
+    def put(self, payload: Payload, charge: int) -> None:
+        """Take a payload over. The room is already set aside."""
+        assert charge <= self.used
+        self.ledger.took(payload)
+        if self._closed:
+            self._drop(Group((payload,), charge), "shutdown")
+        elif payload.signal is not Signal.TRACES or charge >= self._merge_bytes_max:
+            self._ready.put_nowait(Group((payload,), charge))
+        else:
+            self._merge(payload, charge)
+
+    def free(self, charge: int) -> None:
+        """Give room back."""
+        assert charge <= self.used
+        self.used -= charge
+        if self._draining and not self.used:
+            self._empty.set()
+
+    def retry_after_s(self) -> float:
+        """Seconds until there should be room again, by what left lately."""
+        if self.used <= self.capacity * (1 - ROOM_SHARE):
+            return RETRY_AFTER_S_MIN
+        rate = self._rate.bytes_per_s(self._loop.time())
+        room = self.capacity * ROOM_SHARE
+        if room >= rate * RETRY_AFTER_S_MAX:
+            return RETRY_AFTER_S_MAX
+        return max(room / rate, RETRY_AFTER_S_MIN)
+
+    async def stop(self, timeout_s: float) -> int:
+        """Deliver what is held, for at most `timeout_s`, then drop the rest. Returns spans dropped.
+
+        Reservations that are not committed or released by then count as held: a door that is
+        still busy gets the same time.
+        """
+        self._draining = True
+        self._cut()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.used:
+            try:
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+            except TimeoutError:
+                _LOG.warning("exporter %s: %d bytes not delivered in time", self.name, self.used)
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while not self._ready.empty():
+            self._drop(self._ready.get_nowait(), "shutdown")
+        await self._exporter.close()
+        return self._shutdown_spans
+
+    def _merge(self, payload: Payload, charge: int) -> None:
+        """Let a small payload wait for company."""
+        if self._pending_charge + charge > self._merge_bytes_max:
+            self._cut()
+        self._pending.append(payload)
+        self._pending_charge += charge
+        if self._draining or self._pending_charge == self._merge_bytes_max:
+            self._cut()
+        elif len(self._pending) == 1:
+            self._due_s = self._loop.time() + self._flush_s
+            if self._timer is None:
+                self._timer = self._loop.call_at(self._due_s, self._on_timer)
+
+    def _cut(self) -> None:
+        """What has merged so far is one request."""
+        if self._pending:
+            self._ready.put_nowait(Group(self._pending, self._pending_charge))
+            self._pending, self._pending_charge = [], 0
+
+    def _on_timer(self) -> None:
+        """Send what is due. One timer serves all: it is set again for those that came later."""
+        self._timer = None
+        if self._pending and self._loop.time() < self._due_s:
+            self._timer = self._loop.call_at(self._due_s, self._on_timer)
+        else:
+            self._cut()
+
+    async def _consume(self) -> None:
+        """Send one group after the other, until cancelled."""
+        while True:
+            group = await self._ready.get()
+            try:
+                await self._deliver(group)
+            except asyncio.CancelledError:
+                self._drop(group, "shutdown")
+                raise
+
+    async def _deliver(self, group: Group) -> None:
+        """Bring a group to its end: sent, dropped, or cut into its parts."""
+        if group.backoff is None:
+            group.backoff = Backoff(self._policy, self._chance, self._loop.time())
+        while True:
+            result = await self._attempt(group)
+            if result.kind is Kind.SENT:
+                self._sent(group, result)
+                return
+            self.ledger.failed(group.spans)
+            if result.kind is not Kind.RETRY:
+                self._refused(group, result)
+                return
+            self._notices.fails(result.message)
+            wait_s = group.backoff.next_wait(self._loop.time(), result.retry_after_s)
+            if wait_s is None:
+                self._drop(group, "retries_exhausted", result.message)
+                return
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, group: Group) -> SendResult:
+        """One send. Whatever an exporter raises is a refusal: the queue must outlive it."""
+        signal = group.parts[0].signal
+        items = group.spans if signal is Signal.TRACES else 1
+        try:
+            return await self._exporter.send(group.body(), signal, items)
+        except Exception as error:  # noqa: BLE001 - Rule of the house: outlive every bug.
+            _LOG.exception("exporter %s: a mistake of ours", self.name)
+            return rejected(type(error).__name__)
+
+    def _sent(self, group: Group, result: SendResult) -> None:
+        self.ledger.sent(group.parts, group.spans, result.rejected)
+        self._notices.works()
+        if result.rejected or result.message:
+            text = f"{result.rejected} not kept by the next hop: {result.message}"
+            self._notices.lost("partial success", text, self._loop.time())
+        self._leave(group)
+
+    def _refused(self, group: Group, result: SendResult) -> None:
+        """Drop a group, or send its parts alone when one bad part may have doomed the others."""
+        if len(group.parts) == 1 or not result.about_data:
+            self._drop(group, result.kind.value, result.message)
+            return
+        for part in group.parts:
+            self._ready.put_nowait(Group((part,), charge_of(len(part.body))))
+
+    def _drop(self, group: Group, reason: str, message: str = "") -> None:
+        self.ledger.dropped(group.parts, group.spans, reason)
+        if reason == "shutdown":
+            self._shutdown_spans += group.spans
+        else:
+            self._notices.lost(reason, message, self._loop.time())
+        self._leave(group)
+
+    def _leave(self, group: Group) -> None:
+        self._rate.add(group.charge, self._loop.time())
+        self.free(group.charge)
+
+
+class Fanout:
+    """All queues as one: what the processor and the service see."""
+
+    def __init__(self, queues: Sequence[SendQueue]) -> None:
+        self._queues = tuple(queues)
+        self._required = tuple(queue for queue in queues if queue.required)
+        self._optional = tuple(queue for queue in queues if not queue.required)
+        self._bytes_max = min((queue.capacity for queue in self._required), default=math.inf)
+        self._stopping = False
+
+    async def start(self) -> None:
+        """Start all, or none."""
+        started: list[SendQueue] = []
+        try:
+            for queue in self._queues:
+                await queue.start()
+                started.append(queue)
+        except BaseException:
+            await asyncio.gather(*(queue.stop(0) for queue in started))
+            raise
+
+    def reserve(self, bytes_needed: int) -> Outcome:
+        """Set room aside in every required queue, or in none, and say why not."""
+        if self._stopping:
+            return Outcome.STOPPING
+        charge = charge_of(bytes_needed)
+        if charge > self._bytes_max:
+            return Outcome.TOO_LARGE  # No drain will ever make room for it.
+        for queue in self._required:
+            if queue.used + charge > queue.capacity:
+                return Outcome.QUEUE_FULL
+        for queue in self._required:
+            queue.used += charge
+        return Outcome.ACCEPTED
+
+    def commit(self, payload: Payload, bytes_reserved: int) -> None:
+        """Fill a reservation. Cannot fail: that is what the reservation was for."""
+        size = len(payload.body)
+        assert size <= bytes_reserved
+        charge = charge_of(size)
+        spare = charge_of(bytes_reserved) - charge
+        for queue in self._required:
+            queue.free(spare)
+            queue.put(payload, charge)
+        for queue in self._optional:
+            queue.offer(payload, charge)
+
+    def release(self, bytes_reserved: int) -> None:
+        """Give a reservation back unused."""
+        for queue in self._required:
+            queue.free(charge_of(bytes_reserved))
+
+    def retry_after_s(self) -> float:
+        """When a refused client may succeed, seconds, from 1 to 30."""
+        waits = (queue.retry_after_s() for queue in self._required)
+        return max(waits, default=RETRY_AFTER_S_MIN)
+
+    async def stop(self, drain_timeout_s: float) -> dict[str, int]:
+        """Refuse what comes, deliver what is held. Returns spans dropped, by exporter."""
+        self._stopping = True
+        dropped = await asyncio.gather(*(queue.stop(drain_timeout_s) for queue in self._queues))
+        return {queue.name: spans for queue, spans in zip(self._queues, dropped, strict=True)}

@@ -1,0 +1,216 @@
+"""Numba plumbing: the `kernel` decorator, its cache, and the few primitives Python lacks.
+
+A kernel is a free function over arrays and numbers that numba compiles and that Python runs
+unchanged under `NUMBA_DISABLE_JIT=1`. All integers in kernels are signed 64 bit: numba makes a
+float of int64 + uint64, so hashes and sizes are int64 as well.
+
+The primitives (`load1`, `load8`, `fold`, `copy`, `prefetch`) are each written twice: as plain Python,
+which is their definition, and as the machine instruction. Compiled code does not check array
+bounds, and these never do: **the caller proves that what it asks for lies inside the array**.
+
+The cache: numba keys compiled code by the file of the *calling* kernel, so a change in a callee
+would go unseen. We therefore name the cache folder after a digest of every source that imports
+this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_WORD = (1 << 64) - 1
+
+
+def _cache_folder() -> Path:
+    """`<user cache>/otel-anomaly/<digest of our sources and of what changes the code made>`."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(repr((numba.__version__, numba.config.BOUNDSCHECK)).encode())
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        text = source.read_bytes()
+        if b"otel_anomaly.kernels" in text or source == Path(__file__):
+            digest.update(text)
+    return root / "otel-anomaly" / digest.hexdigest()[:16]
+
+
+def _prepare_cache() -> bool:
+    """Point numba at our cache folder. Returns whether compiled code can be kept at all."""
+    if numba.config.DISABLE_JIT:
+        return False
+    folder = Path(numba.config.CACHE_DIR) if numba.config.CACHE_DIR else _cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return False
+    numba.config.CACHE_DIR = str(folder)
+    return os.access(folder, os.W_OK) or any(folder.iterdir())
+
+
+CACHED = _prepare_cache()
+"""False when there is no place to keep compiled kernels: every start then compiles anew."""
+
+
+def kernel(function: F) -> F:
+    """Compile with numba on first call; GIL released, machine code kept on disk."""
+    compiled: F = numba.njit(cache=CACHED, nogil=True, error_model="numpy")(function)
+    return compiled
+
+
+def inlined(function: F) -> F:
+    """A small kernel that is compiled into each of its callers: for the innermost steps.
+
+    An array handed to a function that is not inlined costs its whole descriptor and a reference
+    count; in the scan that made two thirds of the time.
+    """
+    compiled: F = numba.njit(cache=CACHED, nogil=True, error_model="numpy", forceinline=True)(
+        function
+    )
+    return compiled
+
+
+def cache_is_warm() -> bool:
+    """Whether kernels were compiled before; if not, the first start takes some seconds."""
+    return CACHED and any(Path(numba.config.CACHE_DIR).rglob("*.nbc"))
+
+
+def signed(value: int) -> int:
+    """The low 64 bits of `value` read as a signed number, as the machine would."""
+    value &= _WORD
+    return value - (1 << 64) if value >> 63 else value
+
+
+def load8(data: np.ndarray, at: int) -> int:
+    """Eight bytes of a uint8 array from `at`, little-endian, signed. Needs `at + 8 <= size`."""
+    return int.from_bytes(data[at : at + 8].tobytes(), "little", signed=True)
+
+
+def load1(data: np.ndarray, at: int) -> int:
+    """One byte of a uint8 array. Needs `0 <= at < size`; saves the test for a negative index."""
+    return int(data[at])
+
+
+def fold(a: int, b: int) -> int:
+    """Multiply to 128 bits and xor the halves: the mixing step of wyhash.
+
+    Source: Wang Yi, wyhash (public domain), function `_wymix`.
+    """
+    product = (int(a) & _WORD) * (int(b) & _WORD)
+    return signed((product >> 64) ^ product)
+
+
+def copy(target: np.ndarray, at: int, source: np.ndarray, start: int, count: int) -> None:
+    """`count` bytes from `source[start:]` to `target[at:]`; the arrays do not overlap."""
+    target[at : at + count] = source[start : start + count]
+
+
+def prefetch(array: np.ndarray, at: int) -> None:
+    """Tell the processor that element `at` of a one-dimensional array is needed soon."""
+
+
+@intrinsic
+def _load8(_context: Any, data: Any, _at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        word = ir.IntType(64)
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), word.as_pointer())
+        value = builder.load(place)
+        value.align = 1
+        return value
+
+    return types.int64(data, types.intp), generate
+
+
+@intrinsic
+def _load1(_context: Any, data: Any, _at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.zext(builder.load(builder.gep(array.data, [args[1]])), ir.IntType(64))
+
+    return types.int64(data, types.intp), generate
+
+
+@intrinsic
+def _fold(_context: Any, _a: Any, _b: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(builder.zext(args[0], wide), builder.zext(args[1], wide))
+        high = builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), ir.IntType(64))
+        return builder.xor(high, builder.trunc(product, ir.IntType(64)))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def _copy(_context: Any, target: Any, _at: Any, source: Any, _start: Any, _count: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to = context.make_array(signature.args[0])(context, builder, args[0])
+        of = context.make_array(signature.args[2])(context, builder, args[2])
+        cgutils.raw_memcpy(
+            builder,
+            builder.gep(to.data, [args[1]]),
+            builder.gep(of.data, [args[3]]),
+            args[4],
+            1,
+        )
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp, types.intp), generate
+
+
+@intrinsic
+def _prefetch(_context: Any, array: Any, _at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = context.make_array(signature.args[0])(context, builder, args[0])
+        byte = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        place = builder.bitcast(builder.gep(values.data, [args[1]]), byte)
+        call = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [byte, number, number, number]),
+            "llvm.prefetch.p0",
+        )
+        # For writing (1), keep in all cache levels (3), data (1).
+        builder.call(call, [place, number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@overload(load8, strict=False)
+def _load8_compiled(_data: Any, _at: Any) -> Any:
+    return lambda _data, _at: _load8(_data, _at)
+
+
+@overload(load1, strict=False)
+def _load1_compiled(_data: Any, _at: Any) -> Any:
+    return lambda _data, _at: _load1(_data, _at)
+
+
+@overload(fold, strict=False)
+def _fold_compiled(_a: Any, _b: Any) -> Any:
+    return lambda _a, _b: _fold(_a, _b)
+
+
+@overload(copy, strict=False)
+def _copy_compiled(_target: Any, _at: Any, _source: Any, _start: Any, _count: Any) -> Any:
+    return lambda _target, _at, _source, _start, _count: _copy(
+        _target, _at, _source, _start, _count
+    )
+
+
+@overload(prefetch, strict=False)
+def _prefetch_compiled(_array: Any, _at: Any) -> Any:
+    return lambda _array, _at: _prefetch(_array, _at)

@@ -1,0 +1,592 @@
+"""Request bytes to columns of the spans that matter, in one pass; offsets kept, all checked.
+
+    request --- ResourceSpans --- ScopeSpans --- Span --- attributes
+                 |  resource       |  scope       |
+                 '- its identity --'- its own ----'- its own      best of all three wins
+
+A row comes out for a span that is a tool call, that names an identity of its own (other spans of
+its trace may borrow it), or that carries attributes under our prefix. All other spans are checked
+and left alone.
+
+The resource may stand behind the spans on the wire, so each level is walked twice: once for what
+describes it, once for its children. The first walk over spans only hops from length to length.
+
+What is refused is exactly what protobuf refuses (see `wire`). Well-formed attributes take a short
+way; anything unusual (fields out of order or repeated, nested values) goes through
+`check_message` first and is then read at leisure.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from otel_anomaly.kernels import inlined, kernel, load1, load8
+from otel_anomaly.otlp.dialects import ERROR, FACTS, MARK, WHO
+from otel_anomaly.otlp.hashing import hash_bytes, hash_two
+from otel_anomaly.otlp.wire import (
+    BYTES,
+    EVENT,
+    FIXED64,
+    KEY_VALUE,
+    LINK,
+    RESOURCE,
+    SCOPE,
+    STATUS,
+    TEXT,
+    VARINT,
+    check_message,
+    is_utf8,
+    read_length,
+    read_tag,
+    read_varint,
+    skip,
+)
+
+NONE, STRING, BOOL, INT = range(4)
+"""Kinds of a value. NONE: absent, or of a type that names nobody."""
+
+ABSENT: Final = 1 << 14
+"""Order of a fact that is not there; real ones are below."""
+SPAN_LEVEL, RESOURCE_LEVEL, SCOPE_LEVEL = np.int64(0), np.int64(64), np.int64(128)
+"""Added to the rank of a key by where it was found. Weak keys come 256 behind (`dialects.WEAK`)."""
+
+ATTRIBUTES_OF_RESOURCE, ATTRIBUTES_OF_SCOPE = np.int64(1 << 3 | 2), np.int64(3 << 3 | 2)
+
+# How deep a message lies, as protobuf counts: for the bound on nesting.
+IN_REQUEST, IN_RESOURCE_SPANS, IN_SCOPE_SPANS, IN_SPAN, IN_ATTRIBUTE = np.arange(5)
+IN_RESOURCE, IN_SCOPE = np.int64(2), np.int64(3)
+
+IS_CALL, IS_HINT, IS_ERROR, BAD_ID = 1, 2, 4, 8
+"""Flags of a row. BAD_ID: trace or span id not 16 or 8 bytes, or all zero."""
+
+STATUS_CODE_ERROR: Final = 2
+SPANS_PER_REQUEST_MAX: Final = 1 << 23
+assert SPANS_PER_REQUEST_MAX <= np.iinfo(np.int32).max
+REQUEST_BYTES_MAX: Final = 1 << 30
+assert REQUEST_BYTES_MAX <= np.iinfo(np.int32).max  # Offsets are int32 columns.
+
+ROW = np.dtype(
+    [
+        ("flags", "i4"),
+        ("index", "i4"),  # Number of the span in the request, in document order.
+        ("scope", "i4"),  # Row of its ScopeSpans in `scopes`.
+        ("length_at", "i4"),  # Where the length in front of the span stands.
+        ("start", "i4"),
+        ("end", "i4"),
+        ("forged", "i4"),  # Bytes of attributes under our prefix, with tag and length.
+        ("forged_count", "i4"),
+        ("trace_at", "i4"),  # -1 when absent.
+        ("span_at", "i4"),
+        ("start_ns", "i8"),
+        ("end_ns", "i8"),  # Of the end, else of the start; 0 when neither is there.
+        ("trace", "i8"),  # Hash of the trace id.
+        ("identity", "i8"),  # Hash of trace id and span id.
+        # The best value seen for each role of `dialects`: where from, what, and its hash.
+        ("order", "i2", (FACTS,)),
+        ("kind", "i2", (FACTS,)),
+        ("at", "i4", (FACTS,)),
+        ("length", "i4", (FACTS,)),
+        ("hash", "i8", (FACTS,)),
+    ],
+    align=True,
+)
+
+BLANK = np.zeros(3, ROW)
+BLANK["order"] = ABSENT
+BLANK["trace_at"] = BLANK["span_at"] = -1
+
+# Columns of a frame: a message with children, for the splice to mend its length.
+LENGTH_AT, START, END, PARENT = range(4)
+
+
+class MalformedRequest(Exception):
+    """The bytes are not an ExportTraceServiceRequest. Carries no part of the data."""
+
+
+class Columns(NamedTuple):
+    """What `scan` found. `body` is the request the offsets are true for."""
+
+    body: bytes
+    data: np.ndarray
+    """uint8 view of `body`."""
+    rows: np.ndarray
+    """ROW [n]: the spans that matter, in document order."""
+    resources: np.ndarray
+    """int64 [n, 4]: frames of the ResourceSpans."""
+    scopes: np.ndarray
+    """int64 [n, 4]: frames of the ScopeSpans; PARENT is the row in `resources`."""
+    span_count: int
+    """All spans, also those without a row."""
+    call_count: int
+    """Rows that are tool calls."""
+
+
+@kernel
+def _count(data, counts):
+    """Count ResourceSpans, ScopeSpans and spans into `counts`. False when framing is broken."""
+    at = np.int64(0)
+    while at < data.size:
+        tag, at = read_tag(data, at, data.size)
+        if at < 0:
+            return False
+        if tag != (1 << 3 | BYTES):
+            at = skip(data, at, data.size, tag, IN_REQUEST)
+            if at < 0:
+                return False
+            continue
+        start, stop = read_length(data, at, data.size)
+        if stop < 0 or not _count_spans(data, start, stop, counts):
+            return False
+        counts[0] += 1
+        at = stop
+    return True
+
+
+@kernel
+def _count_spans(data, at, end, counts):
+    """The ScopeSpans of one ResourceSpans, and the spans in them."""
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        if at < 0:
+            return False
+        if tag != (2 << 3 | BYTES):
+            at = skip(data, at, end, tag, IN_RESOURCE_SPANS)
+            if at < 0:
+                return False
+            continue
+        inner, stop = read_length(data, at, end)
+        if stop < 0:
+            return False
+        counts[1] += 1
+        while inner < stop:
+            tag, inner = read_tag(data, inner, stop)
+            if inner < 0:
+                return False
+            counts[2] += tag == (2 << 3 | BYTES)
+            inner = skip(data, inner, stop, tag, IN_SCOPE_SPANS)
+            if inner < 0:
+                return False
+        at = stop
+    return True
+
+
+@kernel
+def _last_key(data, at, end):
+    """Where the last key of a checked KeyValue begins and ends; both `at` when it has none."""
+    found, found_end = at, at
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        if tag == (1 << 3 | BYTES):
+            found, found_end = read_length(data, at, end)
+        at = skip(data, at, end, tag, IN_REQUEST)
+    return found, found_end
+
+
+@kernel
+def _scalar(data, at, end, kind, value_at, length):
+    """The scalar an AnyValue ends up with: (kind, where, length). The range is checked.
+
+    The members are one oneof: the last on the wire wins, also over one of another type. What
+    comes in is what an earlier AnyValue of the same pair left, for protobuf merges them.
+    """
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        field, wire = tag >> 3, tag & 7
+        if field == 1 and wire == BYTES:
+            value_at, stop = read_length(data, at, end)
+            kind, length = STRING, stop - value_at
+        elif (field == 2 or field == 3) and wire == VARINT:
+            kind, value_at, length = BOOL if field == 2 else INT, at, end - at
+        elif (field == 4 and wire == FIXED64) or (5 <= field <= 7 and wire == BYTES):
+            kind = NONE
+        at = skip(data, at, end, tag, IN_REQUEST)
+    return kind, value_at, length
+
+
+@kernel
+def _unusual_pair(data, at, end, depth):
+    """`_read_pair` for a KeyValue in any form that protobuf accepts."""
+    if not check_message(data, at, end, KEY_VALUE, depth):
+        return False, at, at, NONE, at, 0
+    key, key_end = _last_key(data, at, end)
+    kind, value_at, length = NONE, at, 0
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        if tag == (2 << 3 | BYTES):
+            start, stop = read_length(data, at, end)
+            kind, value_at, length = _scalar(data, start, stop, kind, value_at, length)
+        at = skip(data, at, end, tag, IN_REQUEST)
+    return True, key, key_end, kind, value_at, length
+
+
+@inlined
+def _read_pair(data, at, end, depth):
+    """A KeyValue in [at, end): (ok, key start, key end, kind of value, where it is, its length)."""
+    if end - at < 4 or load1(data, at) != 10 or load1(data, at + 1) > 127:
+        return _unusual_pair(data, at, end, depth)
+    key = at + 2
+    key_end = key + load1(data, at + 1)
+    if end - key_end < 2 or load1(data, key_end) != 18:
+        return _unusual_pair(data, at, end, depth)
+    start, stop = read_length(data, key_end + 1, end)
+    if stop != end or start == stop:
+        return _unusual_pair(data, at, end, depth)
+    member = load1(data, start)
+    if member == 10:
+        text, text_end = read_length(data, start + 1, stop)
+        if text_end == stop:
+            ok = is_utf8(data, key, key_end) and is_utf8(data, text, text_end)
+            return ok, key, key_end, STRING, text, text_end - text
+    elif member == 16 or member == 24:
+        _, after = read_varint(data, start + 1, stop)
+        if after == stop:
+            kind = BOOL if member == 16 else INT
+            return is_utf8(data, key, key_end), key, key_end, kind, start + 1, stop - start - 1
+    return _unusual_pair(data, at, end, depth)
+
+
+@kernel
+def decimal(number, digits):
+    """Write a signed number as ASCII at the end of `digits` (uint8 [20]); returns where it begins."""
+    at = 20
+    rest = number
+    while True:
+        digit = rest - (rest // 10) * 10 if rest >= 0 else -(rest + (-rest // 10) * 10)
+        at -= 1
+        digits[at] = 48 + digit
+        rest = rest // 10 if rest >= 0 else -(-rest // 10)
+        if rest == 0:
+            break
+    if number < 0:
+        at -= 1
+        digits[at] = 45
+    return at
+
+
+@kernel
+def _hash_number(data, kind, at, length, seed):
+    """Hash of a bool or an int as the text a person would write."""
+    number, _ = read_varint(data, at, at + length)
+    digits = np.empty(20, np.uint8)
+    if kind == INT:
+        start = decimal(number, digits)
+    elif number != 0:
+        start = 16
+        digits[16], digits[17], digits[18], digits[19] = 116, 114, 117, 101  # true
+    else:
+        start = 15
+        digits[15], digits[16], digits[17] = 102, 97, 108  # false
+        digits[18], digits[19] = 115, 101
+    return hash_bytes(digits, start, 20 - start, seed)
+
+
+@inlined
+def _hash_value(data, kind, at, length, seed):
+    """Hash of the value as text, or 0 when it names nothing: empty, or not of a scalar type."""
+    if kind == STRING and length > 0:
+        return hash_bytes(data, at, length, seed)
+    if kind == BOOL or kind == INT:
+        return _hash_number(data, kind, at, length, seed)
+    return np.int64(0)
+
+
+@inlined
+def _find_key(data, key, key_end, keys):
+    """Returns (hash of the key, its slot), slot -1 when it means nothing to us."""
+    hashed = hash_bytes(data, key, key_end - key, keys["seed"])
+    mask = keys["slot_mask"]
+    place = hashed & mask
+    while keys["slots"][place, 0] != hashed:
+        if keys["slots"][place, 0] == 0:
+            return hashed, -1
+        place = (place + 1) & mask
+    return hashed, place
+
+
+@kernel
+def _take(data, hashed, place, kind, at, length, level, keys, row):
+    """Note in `row` what an attribute says. Returns (marks to clear, marks to set)."""
+    seed = keys["seed"]
+    value_hash = _hash_value(data, kind, at, length, seed)
+    clear, bits = np.int64(0), np.int64(0)
+    first = keys["slots"][place, 1] >> 8
+    for i in range(first, first + (keys["slots"][place, 1] & 255)):
+        role = keys["roles"][i, 0]
+        if role == MARK:
+            clear = keys["roles"][i, 1]
+            pair = hash_two(hashed, value_hash, seed)
+            for j in range(keys["value_count"]):
+                if keys["values"][j, 0] == pair and kind == STRING:
+                    bits |= keys["values"][j, 1]
+            continue
+        if role >= len(WHO) and level != SPAN_LEVEL:
+            continue  # Only an identity is inherited: names and errors are the span's own.
+        order = keys["roles"][i, 2] + level
+        # Of equal keys the last that says something wins.
+        if value_hash != 0 and order <= row["order"][role]:
+            row["order"][role] = order
+            row["kind"][role] = kind
+            row["at"][role] = at
+            row["length"][role] = length
+            row["hash"][role] = value_hash
+    return clear, bits
+
+
+@kernel
+def _take_all(data, at, end, attributes, depth, level, keys, row):
+    """Take the attributes of a checked Resource or Scope: `attributes` is their tag."""
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        if tag == attributes:
+            start, stop = read_length(data, at, end)
+            _, key, key_end, kind, value_at, length = _read_pair(data, start, stop, depth)
+            hashed, place = _find_key(data, key, key_end, keys)
+            if place >= 0:
+                _take(data, hashed, place, kind, value_at, length, level, keys, row)
+        at = skip(data, at, end, tag, IN_REQUEST)
+
+
+@inlined
+def _is_forged(data, key, key_end, keys):
+    """Whether a key stands under our prefix."""
+    if key_end - key < keys["prefix_size"]:
+        return False
+    for i in range(keys["prefix_size"]):
+        if load1(data, key + i) != keys["prefix"][i]:
+            return False
+    return True
+
+
+@kernel
+def _read_span(data, at, end, keys, row):
+    """Check one span and note it in `row`, which holds what it inherits. Returns (ok, marks)."""
+    marks = np.int64(0)
+    trace_bytes, span_bytes = 0, 0
+    while at < end:
+        tag_at = at
+        tag, at = read_tag(data, at, end)
+        if at < 0:
+            return False, marks
+        if tag & 7 != BYTES:
+            if tag == (7 << 3 | FIXED64) and end - at >= 8:
+                row["start_ns"] = load8(data, at)
+            elif tag == (8 << 3 | FIXED64) and end - at >= 8:
+                row["end_ns"] = load8(data, at)
+            at = skip(data, at, end, tag, IN_SPAN)
+            if at < 0:
+                return False, marks
+            continue
+        start, at = read_length(data, at, end)
+        if at < 0:
+            return False, marks
+        field = tag >> 3
+        if field == 9:
+            ok, key, key_end, kind, value_at, length = _read_pair(data, start, at, IN_ATTRIBUTE)
+            if not ok:
+                return False, marks
+            hashed, place = _find_key(data, key, key_end, keys)
+            if place >= 0:
+                clear, bits = _take(
+                    data, hashed, place, kind, value_at, length, SPAN_LEVEL, keys, row
+                )
+                marks = (marks & ~clear) | bits
+            if _is_forged(data, key, key_end, keys):
+                row["forged"] += at - tag_at
+                row["forged_count"] += 1
+        elif field == 1:
+            row["trace_at"], trace_bytes = start, at - start
+        elif field == 2:
+            row["span_at"], span_bytes = start, at - start
+        elif not _check_other(data, start, at, field, row):
+            return False, marks
+    _close_span(data, keys["seed"], trace_bytes, span_bytes, row)
+    return True, marks
+
+
+@kernel
+def _read_status(data, at, end, row):
+    """Note the code of a checked Status, which a later one overrides."""
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        if tag == (3 << 3 | VARINT):
+            code, _ = read_varint(data, at, end)
+            # An enum is 32 bits: protobuf cuts what is longer.
+            failed = code & 0xFFFFFFFF == STATUS_CODE_ERROR
+            row["flags"] = (row["flags"] & ~IS_ERROR) | (IS_ERROR if failed else 0)
+        at = skip(data, at, end, tag, IN_ATTRIBUTE)
+
+
+@kernel
+def _check_other(data, start, stop, field, row):
+    """A length-delimited field of a span that is neither id nor attribute: check it, note errors."""
+    if field == 3 or field == 5:
+        return is_utf8(data, start, stop)
+    if field == 15:
+        if not check_message(data, start, stop, STATUS, IN_ATTRIBUTE):
+            return False
+        _read_status(data, start, stop, row)
+        return True
+    if field == 11:
+        return check_message(data, start, stop, EVENT, IN_ATTRIBUTE)
+    if field == 13:
+        return check_message(data, start, stop, LINK, IN_ATTRIBUTE)
+    return True
+
+
+@kernel
+def _close_span(data, seed, trace_bytes, span_bytes, row):
+    """Hash the ids and settle the end time, once the whole span is read."""
+    if row["end_ns"] == 0:
+        row["end_ns"] = row["start_ns"]
+    sound = trace_bytes == 16 and span_bytes == 8
+    if sound:
+        high, low = load8(data, row["trace_at"]), load8(data, row["trace_at"] + 8)
+        span = load8(data, row["span_at"])
+        sound = (high | low) != 0 and span != 0
+        row["trace"] = hash_two(high, low, seed)
+        row["identity"] = hash_two(row["trace"], span, seed)
+    if not sound:
+        row["flags"] |= BAD_ID
+        row["trace_at"] = -1 if trace_bytes != 16 else row["trace_at"]
+        row["span_at"] = -1 if span_bytes != 8 else row["span_at"]
+
+
+@kernel
+def _matters(row, marks, keys):
+    """Set the flags of a finished row and say whether the span matters."""
+    flags = row["flags"]
+    for i in range(keys["rule_count"]):
+        if marks & keys["rules"][i, 0] == keys["rules"][i, 0] and marks & keys["rules"][i, 1] == 0:
+            flags |= IS_CALL
+            break
+    for who in range(len(WHO)):
+        if row["order"][who] < RESOURCE_LEVEL:
+            flags |= IS_HINT
+    if row["order"][ERROR] != ABSENT:
+        flags |= IS_ERROR
+    row["flags"] = flags
+    return flags & (IS_CALL | IS_HINT) != 0 or row["forged"] != 0
+
+
+@kernel
+def _scan_scope(data, frame, scope, keys, inherited, rows, state):
+    """One ScopeSpans: its scope, then its spans. `state`: rows used, span number."""
+    inherited[1] = inherited[0]
+    at, end = frame[START], frame[END]
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        if tag & 7 == BYTES and tag != (2 << 3 | BYTES):
+            start, stop = read_length(data, at, end)
+            if tag >> 3 == 1:
+                if not check_message(data, start, stop, SCOPE, IN_SCOPE):
+                    return False
+                _take_all(data, start, stop, ATTRIBUTES_OF_SCOPE, IN_SCOPE + 1, SCOPE_LEVEL, keys, inherited[1])
+            elif tag >> 3 == 3 and not is_utf8(data, start, stop):
+                return False
+        at = skip(data, at, end, tag, IN_SCOPE_SPANS)
+    at = frame[START]
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        if tag != (2 << 3 | BYTES):
+            at = skip(data, at, end, tag, IN_SCOPE_SPANS)
+            continue
+        start, stop = read_length(data, at, end)
+        rows[state[0]] = inherited[1]
+        row = rows[state[0]]
+        ok, marks = _read_span(data, start, stop, keys, row)
+        if not ok:
+            return False
+        row["index"], row["scope"] = state[1], scope
+        row["length_at"], row["start"], row["end"] = at, start, stop
+        state[0] += _matters(row, marks, keys)
+        state[1] += 1
+        at = stop
+    return True
+
+
+@kernel
+def _scan_resource(data, frame, number, keys, inherited, rows, scopes, state):
+    """One ResourceSpans: its resource, then its ScopeSpans. `state[2]`: scope frames used."""
+    inherited[0] = inherited[2]
+    first_scope = state[2]
+    at, end = frame[START], frame[END]
+    while at < end:
+        tag, at = read_tag(data, at, end)
+        if tag & 7 == BYTES:
+            start, stop = read_length(data, at, end)
+            field = tag >> 3
+            if field == 1:
+                if not check_message(data, start, stop, RESOURCE, IN_RESOURCE):
+                    return False
+                _take_all(
+                    data, start, stop, ATTRIBUTES_OF_RESOURCE, IN_RESOURCE + 1, RESOURCE_LEVEL, keys, inherited[0]
+                )
+            elif field == 2:
+                scope = scopes[state[2]]
+                scope[LENGTH_AT], scope[START], scope[END], scope[PARENT] = at, start, stop, number
+                state[2] += 1
+            elif field == 3 and not is_utf8(data, start, stop):
+                return False
+        at = skip(data, at, end, tag, IN_RESOURCE_SPANS)
+    for scope in range(first_scope, state[2]):
+        if not _scan_scope(data, scopes[scope], scope, keys, inherited, rows, state):
+            return False
+    return True
+
+
+@kernel
+def _scan(data, keys, inherited, rows, resources, scopes):
+    """Fill the columns of a request whose frames were counted. Returns rows used, or -1.
+
+    `inherited`: ROW [3], what a span starts from: of its resource, of its scope, and nothing.
+    """
+    state = np.zeros(3, np.int64)
+    number = np.int64(0)
+    at = np.int64(0)
+    while at < data.size:
+        tag, at = read_tag(data, at, data.size)
+        if tag != (1 << 3 | BYTES):
+            at = skip(data, at, data.size, tag, IN_REQUEST)
+            continue
+        start, stop = read_length(data, at, data.size)
+        frame = resources[number]
+        frame[LENGTH_AT], frame[START], frame[END], frame[PARENT] = at, start, stop, -1
+        if not _scan_resource(data, frame, number, keys, inherited, rows, scopes, state):
+            return -1
+        number += 1
+        at = stop
+    return state[0]
+
+
+def scan(body: bytes, keys: np.ndarray) -> Columns:
+    """Read one ExportTraceServiceRequest into columns.
+
+    Raises
+    ------
+    MalformedRequest
+        Protobuf would not parse it either, or it holds more than SPANS_PER_REQUEST_MAX spans.
+    """
+    if len(body) > REQUEST_BYTES_MAX:
+        raise MalformedRequest(f"request of {len(body)} bytes, at most {REQUEST_BYTES_MAX}")
+    data = np.frombuffer(body, np.uint8)
+    counts = np.zeros(3, np.int64)
+    if not _count(data, counts):
+        raise MalformedRequest("not an ExportTraceServiceRequest: its framing is broken")
+    resource_count, scope_count, span_count = counts.tolist()
+    if span_count > SPANS_PER_REQUEST_MAX:
+        raise MalformedRequest(f"{span_count} spans, at most {SPANS_PER_REQUEST_MAX} in a request")
+    # One row more than can be used: the last span is read into a row before it is judged to matter.
+    rows = np.empty(span_count + 1, ROW)
+    resources = np.empty((resource_count, 4), np.int64)
+    scopes = np.empty((scope_count, 4), np.int64)
+    used = _scan(data, keys[0], BLANK.copy(), rows, resources, scopes)
+    if used < 0:
+        raise MalformedRequest("not an ExportTraceServiceRequest: a message in it is broken")
+    rows = rows[:used]
+    calls = int(np.count_nonzero(rows["flags"] & IS_CALL))
+    return Columns(body, data, rows, resources, scopes, span_count, calls)
+
+
+assert TEXT < RESOURCE  # Kinds of fields and numbers of messages share one range.

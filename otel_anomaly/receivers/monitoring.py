@@ -1,0 +1,80 @@
+"""The monitoring page: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever restarts."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import hdrs, web
+
+from otel_anomaly.receivers.listener import Listener
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from otel_anomaly.config import MetricsConfig
+    from otel_anomaly.telemetry import Telemetry
+
+METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+STOP_GRACE_S: Final = 1.0
+
+
+class Monitoring:
+    """Answers GET and HEAD. Alive: the event loop turns. Ready: the doors are open."""
+
+    def __init__(
+        self,
+        config: MetricsConfig,
+        telemetry: Telemetry,
+        health: Callable[[], Mapping[str, object]],
+        ready: Callable[[], bool],
+    ) -> None:
+        self._telemetry = telemetry
+        self._health = health
+        self._ready = ready
+        self._listener = Listener(config.endpoint, self._handle)
+        self._pages = {
+            "/metrics": self._metrics,
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+        }
+
+    @property
+    def port(self) -> int:
+        """Known after `start`."""
+        return self._listener.port
+
+    async def start(self) -> None:
+        """Listen. Raises OSError, naming the address, when it cannot."""
+        await self._listener.start()
+
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Close. The service stops this last, so that its end can be watched."""
+        await self._listener.stop(grace_s)
+
+    async def _handle(self, request: web.BaseRequest) -> web.Response:
+        page = self._pages.get(request.path)
+        if page is None:
+            return web.Response(status=404, text="try /metrics, /healthz or /readyz\n")
+        if request.method not in {hdrs.METH_GET, hdrs.METH_HEAD}:
+            return web.Response(
+                status=405, text="GET and HEAD only\n", headers={hdrs.ALLOW: "GET, HEAD"}
+            )
+        response = page()
+        response.headers[hdrs.CACHE_CONTROL] = "no-store"
+        return response
+
+    def _metrics(self) -> web.Response:
+        return web.Response(
+            body=self._telemetry.render(), headers={hdrs.CONTENT_TYPE: METRICS_TYPE}
+        )
+
+    def _healthz(self) -> web.Response:
+        body = json.dumps(self._health(), default=str) + "\n"
+        return web.Response(text=body, content_type="application/json")
+
+    def _readyz(self) -> web.Response:
+        ready = self._ready()
+        return web.Response(
+            status=200 if ready else 503, text="ready\n" if ready else "not ready\n"
+        )

@@ -1,0 +1,152 @@
+"""What the tests of the doors share: a consumer that remembers, a clock that stands, raw HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import zlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from otel_anomaly.config import HttpReceiverConfig
+from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
+from otel_anomaly.receivers.http import HttpReceiver
+from otel_anomaly.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+NOW_NS = 1_700_000_000_123_456_789
+PROTOBUF = "application/x-protobuf"
+OK = Reply(Outcome.ACCEPTED)
+
+
+class StandingClock:
+    """A clock that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.wall_ns = NOW_NS
+        self.steady_s = 0.0
+
+    def now_ns(self) -> int:
+        return self.wall_ns
+
+    def monotonic(self) -> float:
+        return self.steady_s
+
+
+class Consumer:
+    """Takes batches and answers as told. With a gate it waits inside, like a slow processor."""
+
+    def __init__(self, answer: Reply | Exception = OK) -> None:
+        self.answer = answer
+        self.batches: list[Batch] = []
+        self.gate: asyncio.Event | None = None
+        self.entered = asyncio.Event()
+
+    async def __call__(self, batch: Batch) -> Reply:
+        self.batches.append(batch)
+        self.entered.set()
+        if self.gate is not None:
+            await self.gate.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def counted(telemetry: Telemetry, transport: str, outcome: Outcome, signal: str = "traces") -> int:
+    """The request counter, as a scrape shows it."""
+    labels = {"transport": transport, "signal": signal, "outcome": outcome.value}
+    value = telemetry.registry.get_sample_value("otel_anomaly_receiver_requests_total", labels)
+    assert value is not None
+    return int(value)
+
+
+class Answer(NamedTuple):
+    """One HTTP response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class HttpRig(NamedTuple):
+    """A running HTTP door and what stands around it."""
+
+    door: HttpReceiver
+    consumer: Consumer
+    telemetry: Telemetry
+    clock: StandingClock
+
+    async def post(
+        self, body: bytes = b"", path: str = "/v1/traces", method: str = "POST", **headers: str
+    ) -> Answer:
+        """One request on a connection of its own. `content_type` means `Content-Type`."""
+        named = {"content_type": PROTOBUF, **headers}
+        raw = request_head(method, path, **{"content_length": str(len(body)), **named}) + body
+        return await self.send(raw)
+
+    async def send(self, raw: bytes) -> Answer:
+        """Raw bytes on a connection of their own, and the response to them."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.door.port)
+        try:
+            writer.write(raw)
+            return await read_answer(reader)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def counted(self, outcome: Outcome, signal: str = "traces") -> int:
+        return counted(self.telemetry, "http", outcome, signal)
+
+
+@contextlib.asynccontextmanager
+async def http_door(
+    limit: int = 1 << 20,
+    answer: Reply | Exception = OK,
+    decode_json: Callable[[bytes, Signal], bytes] | None = None,
+) -> AsyncIterator[HttpRig]:
+    """A door on a free port, closed at the end."""
+    consumer, telemetry, clock = Consumer(answer), Telemetry(), StandingClock()
+    config = HttpReceiverConfig(endpoint="127.0.0.1:0", max_request_body_size=limit)
+    door = HttpReceiver(config, consumer, telemetry, clock, decode_json)
+    await door.start()
+    try:
+        yield HttpRig(door, consumer, telemetry, clock)
+    finally:
+        await door.stop(0.2)
+
+
+def request_head(method: str, path: str, **headers: str) -> bytes:
+    """Request line and headers. A header without a value is left out."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: test"]
+    lines += [f"{key.replace('_', '-')}: {value}" for key, value in headers.items() if value]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def read_answer(reader: asyncio.StreamReader, method: str = "POST") -> Answer:
+    """One response with a Content-Length."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    status_line, *lines = head.strip().split("\r\n")
+    headers = {key.lower(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    length = 0 if method == "HEAD" else int(headers.get("content-length", "0"))
+    return Answer(int(status_line.split()[1]), headers, await reader.readexactly(length))
+
+
+def chunked(body: bytes, size: int) -> bytes:
+    """A body in HTTP/1.1 chunks."""
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+def gzip_bomb(mebibytes: int) -> bytes:
+    """A small gzip body that inflates to so many MiB of zeros, made without inflating it.
+
+    A full flush ends a deflate block on a byte, so one compressed MiB can be repeated. The checksum
+    at the end is wrong: nobody who is careful gets that far.
+    """
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    mebibyte = deflate.compress(bytes(1 << 20)) + deflate.flush(zlib.Z_FULL_FLUSH)
+    end = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS).flush()
+    return gzip.compress(b"")[:10] + mebibyte * mebibytes + end + bytes(8)

@@ -1,0 +1,145 @@
+"""What the exporter tests share: a destination that follows a script, and short ways to build."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+from otel_anomaly.config import DebugExporterConfig
+from otel_anomaly.exporters import Fanout, SendQueue, SendResult
+from otel_anomaly.exporters.contract import SENT
+from otel_anomaly.handoff import Outcome, Payload, Signal
+from otel_anomaly.telemetry import DROP_REASONS, PREFIX, Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from otel_anomaly.exporters import Exporter
+
+NAME = "next"
+
+
+class FixedClock:
+    """A wall clock that stands where it is put."""
+
+    def __init__(self, now_ns: int = 1_790_000_000_000_000_000) -> None:
+        self.ns = now_ns
+
+    def now_ns(self) -> int:
+        return self.ns
+
+    def monotonic(self) -> float:
+        return self.ns / 1e9
+
+
+class Sent(NamedTuple):
+    """One attempt that a scripted next hop saw."""
+
+    at_s: float
+    body: bytes
+    signal: Signal
+    items: int
+
+
+class ScriptedExporter:
+    """Answers each request with the next step of a script, then with success."""
+
+    def __init__(self, *script: SendResult | BaseException | Awaitable[None]) -> None:
+        self.serial = False
+        self.script = list(script)
+        self.attempts: list[Sent] = []
+        self.closed = False
+        self.under_way = self.under_way_max = 0
+        self.judge: Callable[[bytes], SendResult] = lambda _: SENT
+
+    async def start(self) -> None:
+        """Nothing to open."""
+
+    async def send(self, body: bytes, signal: Signal, items: int) -> SendResult:
+        now_s = asyncio.get_running_loop().time()
+        self.attempts.append(Sent(now_s, body, signal, items))
+        self.under_way += 1
+        self.under_way_max = max(self.under_way_max, self.under_way)
+        try:
+            step = self.script.pop(0) if self.script else self.judge(body)
+            if isinstance(step, BaseException):
+                raise step
+            if isinstance(step, SendResult):
+                return step
+            await step
+            return SENT
+        finally:
+            self.under_way -= 1
+
+    async def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [attempt.body for attempt in self.attempts]
+
+
+def section(**keys: object) -> DebugExporterConfig:
+    """The part of a configuration that all exporters share. `queue` and `retry` are blocks."""
+    blocks = {"queue": "sending_queue", "retry": "retry_on_failure"}
+    return DebugExporterConfig.model_validate({blocks.get(key, key): keys[key] for key in keys})
+
+
+def queue_of(
+    exporter: Exporter, telemetry: Telemetry, *, name: str = NAME, **keys: object
+) -> SendQueue:
+    """A queue whose retries are not random."""
+    return SendQueue(name, exporter, section(**keys), telemetry, lambda: 0.5)
+
+
+def hand_over(
+    fanout: Fanout, body: bytes, signal: Signal = Signal.TRACES, items: int = 1
+) -> Outcome:
+    """Reserve twice what is needed, as the processor does, and fill it."""
+    outcome = fanout.reserve(2 * len(body))
+    if outcome is Outcome.ACCEPTED:
+        fanout.commit(Payload(body, signal, items), 2 * len(body))
+    return outcome
+
+
+class Books:
+    """The metrics of one exporter, read from the registry."""
+
+    def __init__(self, telemetry: Telemetry, exporter: str = NAME) -> None:
+        self._registry = telemetry.registry
+        self._exporter = exporter
+
+    def read(self, name: str, **labels: str) -> int:
+        value = self._registry.get_sample_value(
+            f"{PREFIX}_exporter_{name}", {"exporter": self._exporter, **labels}
+        )
+        return int(value or 0)
+
+    @property
+    def sent(self) -> int:
+        return self.read("sent_spans_total")
+
+    @property
+    def failed(self) -> int:
+        return self.read("send_failed_spans_total")
+
+    @property
+    def held(self) -> int:
+        return self.read("held_spans")
+
+    @property
+    def size(self) -> int:
+        return self.read("queue_size")
+
+    def dropped(self, reason: str | None = None) -> int:
+        reasons = DROP_REASONS if reason is None else (reason,)
+        return sum(self.read("dropped_spans_total", reason=reason) for reason in reasons)
+
+    def requests(self, signal: Signal) -> int:
+        """Received requests that reached their end: delivered or given up."""
+        given_up = (
+            self.read("dropped_requests_total", signal=signal.value, reason=reason)
+            for reason in DROP_REASONS
+        )
+        return self.read("sent_requests_total", signal=signal.value) + sum(given_up)
