@@ -216,7 +216,7 @@ def _audit_verify(arguments: argparse.Namespace) -> int:
         return USAGE
     if not _readable(path):
         return USAGE
-    from otel_anomaly.sinks.audit import verify  # noqa: PLC0415 - same as for `run`.
+    from otel_anomaly.sinks import verify  # noqa: PLC0415 - same as for `run`.
 
     result = verify(path)
     if result.ok:

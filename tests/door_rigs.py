@@ -21,6 +21,13 @@ PROTOBUF = "application/x-protobuf"
 OK = Reply(Outcome.ACCEPTED)
 
 
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for the other side of a socket; a minute means that it never comes."""
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110 - what is waited for has no event to wait on.
+            await asyncio.sleep(0.001)
+
+
 class StandingClock:
     """A clock that a test moves by hand."""
 
@@ -88,14 +95,9 @@ class HttpRig(NamedTuple):
 
     async def send(self, raw: bytes) -> Answer:
         """Raw bytes on a connection of their own, and the response to them."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.door.port)
-        try:
+        async with connect(self.door.port) as (reader, writer):
             writer.write(raw)
             return await read_answer(reader)
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
 
     def counted(self, outcome: Outcome, signal: str = "traces") -> int:
         return counted(self.telemetry, "http", outcome, signal)
@@ -116,6 +118,18 @@ async def http_door(
         yield HttpRig(door, consumer, telemetry, clock)
     finally:
         await door.stop(0.2)
+
+
+@contextlib.asynccontextmanager
+async def connect(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to loopback, closed at the end, also of a test that fails."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 def request_head(method: str, path: str, **headers: str) -> bytes:

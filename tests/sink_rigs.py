@@ -92,7 +92,7 @@ class Gate:
         self._free = threading.Event()
         self._free.set()
         self.failures = 0
-        self.error: Exception = OSError(errno.ENOSPC, "No space left on device")
+        self.error: Exception | None = OSError(errno.ENOSPC, "No space left on device")
 
     def shut(self) -> None:
         self._free.clear()

@@ -258,7 +258,7 @@ def test_audit_verify(
     """
     file = tmp_path / "audit.jsonl"
     file.touch()
-    stand_in(monkeypatch, "otel_anomaly.sinks.audit", "verify", {file: result}.__getitem__)
+    stand_in(monkeypatch, "otel_anomaly.sinks", "verify", {file: result}.__getitem__)
     assert cli.main(["audit", "verify", str(file)]) == (0 if result.ok else 1)
     assert capsys.readouterr().out == f"{file}{said}\n"
 
@@ -270,7 +270,7 @@ def test_audit_verify_that_cannot_answer(
     Scenario: the trail is missing; then a key is given for a trail that carries no signatures.
     Guarantees: exit 2: neither is an answer about the trail.
     """
-    monkeypatch.setitem(sys.modules, "otel_anomaly.sinks.audit", None)
+    monkeypatch.setitem(sys.modules, "otel_anomaly.sinks", None)
     missing = tmp_path / "audit.jsonl"
     assert cli.main(["audit", "verify", str(missing)]) == 2
     assert cli.main(["audit", "verify", str(missing), "--key", "k.pem"]) == 2

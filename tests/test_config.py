@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from otel_anomaly import config as room
-from otel_anomaly.config import Config, load_config
+from otel_anomaly.config import Config, load_config, yaml_text
+from otel_anomaly.config.problems import problems
 from otel_anomaly.config.quantities import duration_ns, duration_text, size_bytes, size_text
 from tests.config_files import complaint, written
 
@@ -242,12 +244,13 @@ def test_every_exporter_named_twice_is_two() -> None:
     Scenario: two exporters of one type, and the Collector's older names of the types.
     Guarantees: each has its own model; keys of the file stay as written.
     """
-    overrides = ["exporters.otlp/a.endpoint=a:1", "exporters.otlp_grpc/b.endpoint=b:1"]
+    overrides = ["exporters.otlp/a.endpoint=a:1", "exporters.otlp_grpc/b.endpoint=https://b:1/"]
     overrides += [
         "exporters.otlphttp.endpoint=http://c",
         "exporters.otlp_http/d.endpoint=https://d",
     ]
     exporters = load_config([], overrides, {}).exporters
+    assert exporters["otlp_grpc/b"].endpoint == "https://b:1"
     kinds = {name: exporter.kind for name, exporter in exporters.items()}
     assert kinds == {
         "file": "file",
@@ -267,7 +270,14 @@ def test_the_configuration_does_not_change() -> None:
         Config().audit.enabled = False  # type: ignore[misc]
 
 
-DURATIONS = {"0": 0, "90s": 90 * 10**9, "1m30s": 90 * 10**9, "0.5h": 1800 * 10**9, "7ns": 7}
+DURATIONS = {
+    "0": 0,
+    "3us": 3000,
+    "90s": 90 * 10**9,
+    "1m30s": 90 * 10**9,
+    "0.5h": 1800 * 10**9,
+    "7ns": 7,
+}
 
 
 @pytest.mark.parametrize(("text", "expected"), DURATIONS.items())
@@ -321,6 +331,7 @@ def test_doors_side_by_side(one: str, other: str, is_fine: object) -> None:
 NEXT_HOPS = {
     "elsewhere": ("0.0.0.0:4317", "tempo:4317", True),
     "address of the door only": ("10.0.0.1:4317", "localhost:4317", True),
+    "wildcard is this machine": ("10.0.0.1:4317", "0.0.0.0:4317", True),
     "other port": ("0.0.0.0:4317", "localhost:14317", True),
     "unknown port": ("127.0.0.1:0", "localhost:4317", True),
     "itself": ("10.0.0.1:4317", "10.0.0.1:4317", False),
@@ -343,3 +354,16 @@ def test_next_hops(door: str, target: str, is_fine: object) -> None:
         load_config([], overrides, {})
     else:
         assert "sends to our own door" in complaint(overrides=overrides)
+
+
+def test_parts_can_be_given_as_models() -> None:
+    """
+    Scenario: code, not a file, makes a configuration from an exporter that is already a model.
+    Guarantees: it is taken as it is, and held against the rest.
+    """
+    debug = room.DebugExporterConfig(required=False)
+    assert Config(exporters={"debug": debug}).exporters == {"debug": debug}
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate({"audit": {"fsync": "x"}})
+    said = problems(caught.value, yaml_text.Layer({}, {}))
+    assert said == ["configuration: audit.fsync: must be true or false"]

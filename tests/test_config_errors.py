@@ -228,8 +228,8 @@ BAD_FILES = {
     "ceiling": (
         "detectors: {rate_shift: {ceiling: 100}}",
         (
-            ":1: detectors.rate_shift.ceiling: ceiling (100) must be at least min_calls_minute (120),"
-            " or 0"
+            ":1: detectors.rate_shift.ceiling:"
+            " ceiling (100) must be at least min_calls_minute (120), or 0"
         ),
     ),
     "weak": (

@@ -18,7 +18,15 @@ from otel_anomaly.receivers import status
 from otel_anomaly.receivers.intake import LOG_EVERY_S, Intake
 from otel_anomaly.receivers.monitoring import METRICS_TYPE, Monitoring
 from otel_anomaly.telemetry import Telemetry
-from tests.door_rigs import Answer, Consumer, StandingClock, counted, read_answer, request_head
+from tests.door_rigs import (
+    Answer,
+    Consumer,
+    StandingClock,
+    connect,
+    counted,
+    read_answer,
+    request_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -142,12 +150,9 @@ class Page:
         )
 
     async def get(self, path: str, method: str = "GET") -> Answer:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.monitoring.port)
-        writer.write(request_head(method, path))
-        answer = await read_answer(reader, method)
-        writer.close()
-        await writer.wait_closed()
-        return answer
+        async with connect(self.monitoring.port) as (reader, writer):
+            writer.write(request_head(method, path))
+            return await read_answer(reader, method)
 
 
 @asynccontextmanager
@@ -220,11 +225,9 @@ def test_monitoring_outlives_garbage(caplog: pytest.LogCaptureFixture) -> None:
                 b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
                 b"GET /metrics HTTP/9.9\r\n\r\n",
             ):
-                reader, writer = await asyncio.open_connection("127.0.0.1", made.monitoring.port)
-                writer.write(garbage)
-                assert (await read_answer(reader)).status == 400
-                writer.close()
-                await writer.wait_closed()
+                async with connect(made.monitoring.port) as (reader, writer):
+                    writer.write(garbage)
+                    assert (await read_answer(reader)).status == 400
             assert (await made.get("/metrics")).status == 200
 
     asyncio.run(scenario())

@@ -78,16 +78,20 @@ def test_a_stuck_writer_blocks_nobody(make: MakeRig, tmp_path: Path) -> None:
 
 
 @every_sink
+@pytest.mark.parametrize(
+    "error", [None, OSError("no disk"), KeyError("a bug")], ids=["well", "failing", "broken"]
+)
 def test_close_does_not_wait_for_ever(
-    make: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     """
-    Scenario: the writer hangs and does not come back before the time to flush is over.
-    Guarantees: close returns and says so; everything held is counted as dropped, once, also when
-    the writer comes back later.
+    Scenario: the writer hangs and does not come back before the time to flush is over; when it
+    does, its write went well or did not.
+    Guarantees: close returns and says so; everything held is counted as dropped, once.
     """
     monkeypatch.setattr(queue, "GRACE_S", 0.01)
     rig = make(tmp_path)
+    rig.gate.error, rig.gate.failures = error, 1 if error else 0
     rig.gate.shut()
     rig.sink.offer(events(7))
     assert rig.gate.entered.wait(10)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_anomaly import __version__
-from otel_anomaly.sinks import verify
+from otel_anomaly.sinks import trail, verify
 from otel_anomaly.sinks.chain import LINE_BYTES_MAX, START, seal
 from otel_anomaly.sinks.trail import Trail
 from tests.sink_rigs import PLAIN, Gate, StoppedClock, build_audit, counted, events, until
@@ -166,6 +166,48 @@ def test_a_full_disk_refuses_the_start(tmp_path: Path) -> None:
     assert read(tmp_path / "audit.jsonl") == []
 
 
+def test_a_repair_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    """
+    Scenario: a torn trail, and no place for the torn bytes; then no room for the gap record.
+    Guarantees: OSError; nothing was cut off that is not kept; the lock is let go, so that the next
+    start can go on.
+    """
+    path, gate = tmp_path / "audit.jsonl", Gate()
+    path.write_bytes(b"torn")
+    place = tmp_path / "audit.jsonl.torn-20261121T100000.000000000Z"
+    place.mkdir()
+    with pytest.raises(IsADirectoryError):
+        build_audit(path)
+    assert path.read_bytes() == b"torn"
+    place.rmdir()
+    gate.failures = 1
+    with pytest.raises(OSError, match="No space left"):
+        build_audit(path, sync=gate)
+    assert place.read_bytes() == b"torn"
+    assert [record["type"] for record in tell(path, [PLAIN])] == ["episode.start"]
+
+
+def test_a_file_renamed_between_open_and_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: another process sets the trail aside just before this one gets the lock.
+    Guarantees: the lock is taken on the file at the path, not on the one set aside.
+    """
+    path = tmp_path / "audit.jsonl"
+    claim, moves = trail._claim, [path, path]
+
+    def moved_first(descriptor: int, at: Path) -> None:
+        if moves:
+            moves.pop().rename(tmp_path / f"aside-{len(moves)}")
+        claim(descriptor, at)
+
+    monkeypatch.setattr(trail, "_claim", moved_first)
+    tell(path, [PLAIN])
+    assert verify(path).records == 1
+    assert set(others(path).values()) == {b""}
+
+
 def test_fsync_is_once_per_group_and_can_be_off(tmp_path: Path) -> None:
     """
     Scenario: 50 events in one offer, with `fsync` on and off.
@@ -186,19 +228,19 @@ def test_a_write_cut_short_is_taken_back(tmp_path: Path) -> None:
     Guarantees: OSError; the file is as before; the second attempt writes the group once.
     """
     path = tmp_path / "audit.jsonl"
-    trail = Trail(path, StoppedClock(), None)
-    trail.append([{"type": "a"}])
+    file = Trail(path, StoppedClock(), None)
+    file.append([{"type": "a"}])
     size = path.stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
     try:
         with pytest.raises(OSError, match="File too large"):
-            trail.append([{"type": "b"}, {"type": "c"}])
+            file.append([{"type": "b"}, {"type": "c"}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.stat().st_size == size
-    trail.append([{"type": "b"}, {"type": "c"}])
-    trail.close()
+    file.append([{"type": "b"}, {"type": "c"}])
+    file.close()
     assert [record["type"] for record in read(path)] == ["a", "b", "c"]
     assert verify(path).ok
 

@@ -116,11 +116,12 @@ def _grpc_target(value: object) -> object:
     """`host:port`, `http://host:port` or `https://host:port`."""
     if not isinstance(value, str):
         raise ValueError("must be host:port, like tempo:4317")  # noqa: TRY004 - pydantic's contract.
+    target = value.removesuffix("/")
     try:
-        _endpoint(re.sub(r"^https?://", "", value).removesuffix("/"))
+        _endpoint(re.sub(r"^https?://", "", target))
     except ValueError:
         raise ValueError("must be host:port, like tempo:4317, or https://tempo:4317") from None
-    return value
+    return target
 
 
 def _url(value: object) -> object:

@@ -360,6 +360,13 @@ def _is_forged(data, key, key_end, keys):
 
 
 @kernel
+def is_forged_pair(data, at, end, keys):
+    """Whether a checked KeyValue stands under our prefix."""
+    _, key, key_end, _, _, _ = _read_pair(data, at, end, IN_ATTRIBUTE)
+    return _is_forged(data, key, key_end, keys)
+
+
+@kernel
 def _read_span(data, at, end, keys, row):
     """Check one span and note it in `row`, which holds what it inherits. Returns (ok, marks)."""
     marks = np.int64(0)

@@ -1,0 +1,120 @@
+"""`rate`: calls of a session in the last window against two fixed limits.
+
+Sees: a runaway or hijacked session, from its first minute on; nothing needs to be learned.
+Blind to: a session that stays under the limits, and a client that takes a new session for every
+few calls. The agent's own past (`rate_shift`, with its ceiling) is the answer to the second.
+
+    row:   | 12 | 3 | 0 | 0 | 7 | ... |   one counter a second, `window` of them in use
+                      ^ head: the newest second seen; a second's place is `second % 60`
+
+    total = sum of the counters over (head - window, head], the call being judged included
+    total >= block -> block;  else total >= warn -> warn;  each off when 0
+
+A call late by less than the window goes to its own second; a later one is not counted. The score
+is 0 below warn, 0.5 at warn, and grows linearly to 1 at block.
+
+A call whose verdict is `block` counts all the same: its span says that it was made, and on telemetry
+the action is advice. What was refused at our door, or delivered twice, does not count, so a client
+that sends again is not punished for it, and a session is below the line one window after it slows.
+
+Counters are 16 bits and stay at 65535; limits are bounded to match. Source: the ring of one-second
+counters is Grob's tool-spike detector (azerozero/grob, `src/security/tool_spike.rs`).
+
+>>> from otel_anomaly.config import RateConfig
+>>> plan, state = make_plan(RateConfig(warn=2, block=3)), make_state(1)
+>>> sign = np.zeros(1, SIGN)
+>>> for now_s in (100, 101, 102, 170):
+...     score(state[1], plan[0], now_s * SECOND_NS, True, sign[0])
+...     learn(state[1], plan[0], now_s * SECOND_NS)
+...     print(float(sign[0]["observed"]), ACTIONS[sign[0]["action"]], float(sign[0]["score"]))
+1.0 allow 0.0
+2.0 warn 0.5
+3.0 block 1.0
+1.0 allow 0.0
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from otel_anomaly.config import RateConfig
+from otel_anomaly.detectors.finding import ACTIONS, ALLOW, BLOCK, JUDGED, LATE, SECOND_NS, SIGN, WARN
+from otel_anomaly.kernels import inlined
+
+__all__ = ["ACTIONS", "SECOND_NS", "SIGN", "STATE", "learn", "make_plan", "make_state", "score"]
+
+SECONDS: Final = 60
+COUNT_MAX: Final = 65535
+
+PLAN = np.dtype([("enabled", "i8"), ("seconds", "i8"), ("warn", "i8"), ("block", "i8")])
+STATE = np.dtype(
+    [("head", "i8"), ("total", "i4"), ("counts", "u2", (SECONDS,))],
+    align=True,
+)
+CLAUSE: Final = "rate: {observed} calls in {window} s, limit {limit}"
+
+
+def make_plan(config: RateConfig) -> np.ndarray:
+    """The configuration as the kernels read it: PLAN [1]."""
+    plan = np.zeros(1, PLAN)
+    plan["enabled"], plan["seconds"] = config.enabled, config.window // SECOND_NS
+    plan["warn"], plan["block"] = config.warn, config.block
+    return plan
+
+
+def make_state(capacity: int) -> np.ndarray:
+    """Empty rings, STATE [capacity + 1]; a row of zeros is an empty ring."""
+    return np.zeros(capacity + 1, STATE)
+
+
+@inlined
+def _advance(state, second, seconds):
+    """Move the head to a newer second, dropping what leaves the window."""
+    gap = second - state["head"]
+    if gap >= seconds:
+        for place in range(SECONDS):
+            state["counts"][place] = 0
+        state["total"] = 0
+    else:
+        for passed in range(state["head"] + 1, second + 1):
+            leaving = (passed - seconds) % SECONDS
+            state["total"] -= state["counts"][leaving]
+            state["counts"][leaving] = 0
+    state["head"] = second
+
+
+@inlined
+def score(state, plan, now_ns, fresh, sign):
+    """Judge one call that ended at `now_ns`; `fresh`: it is not counted yet (no duplicate)."""
+    second = now_ns // SECOND_NS
+    if second > state["head"]:
+        _advance(state, second, plan["seconds"])
+    sign["skipped"] = JUDGED if second > state["head"] - plan["seconds"] else LATE
+    sign["score"], sign["action"], sign["limit"] = 0.0, ALLOW, 0.0
+    sign["usual"], sign["window_s"], sign["ratio"] = 0.0, plan["seconds"], 0.0
+    total = state["total"] + (1 if fresh else 0)
+    sign["observed"] = total
+    warn, block = plan["warn"], plan["block"]
+    first = warn if warn > 0 else block
+    if sign["skipped"] != JUDGED or first == 0:
+        return
+    sign["limit"], sign["ratio"] = first, total / first
+    if block > 0 and total >= block:
+        sign["limit"], sign["action"], sign["score"] = block, BLOCK, 1.0
+    elif warn > 0 and total >= warn:
+        sign["action"] = WARN
+        if block > 0:
+            sign["score"] = 0.5 + 0.5 * (total - warn) / (block - warn)
+        else:
+            sign["score"] = 1.0 - 0.5 * warn / total
+
+
+@inlined
+def learn(state, plan, now_ns):
+    """Count a call that `score` has just judged and that is not late."""
+    place = (now_ns // SECOND_NS) % SECONDS
+    if state["counts"][place] < COUNT_MAX:
+        state["counts"][place] += 1
+        state["total"] += 1

@@ -1,0 +1,277 @@
+"""`rate_shift`: an agent's open bucket far above its own closed ones, at two resolutions.
+
+Sees: an agent that suddenly calls much more than it ever did, whatever its usual pace is.
+Blind to: a rise so slow that the past rises with it (a ramp of less than `ratio` at a time); an
+agent still cold, up to the ceiling; a burst cut in two by the edge of a bucket, which may show
+half its height; the distribution of tools (novelty's business).
+
+    seconds   | 4 | 5 | 3 | .. | 4 | 41 |     60 buckets of 1 s
+                                     ^ open: never part of its own baseline
+    minutes   | 190 | 210 | .. | 201 | 88 |   60 buckets of 60 s
+    peaks     |   6 |   7 | .. |   6 |  6 |   busiest second of each of these minutes
+
+    limit = max(floor, median + k * scale, ratio * level)
+
+over the closed buckets x of a resolution (idle ones count as 0), where
+
+    scale = max(1.4826 * MAD(x), sqrt(max(median, 1)))   robust, never under that of a Poisson count
+    level = the third largest of x, for seconds: of x and peaks together
+    floor = min_calls_second or min_calls_minute
+
+so an agent that was quiet for a minute is still held against the bursts of its last hour, and one
+single burst in the past does not hide the next. A minute is also over the limit at `ceiling`,
+even for an agent that has no past. A bucket in which a verdict reached `pause` is left out of every
+baseline: nobody teaches the detector by attacking it. A resolution judges when it has `min_buckets`
+such closed buckets and the agent `min_samples` calls without an alarm; before that it is cold
+and silent.
+
+The score is 1 - limit / (2 * observed): 0.5 at the limit, towards 1 above.
+
+What differs from the detector this replaces (Agent Assembly `BehaviorSpike`, mean + k * standard
+deviation of twelve buckets over the observed span): the open bucket is not in its own baseline, so
+no multiplier is out of reach; buckets are of fixed width, so the age of the first call does not
+matter; median and MAD take the place of mean and standard deviation, so one burst does not mask
+the next; 120 calls 100 ms apart have a median of 10 a second (its mean: 10) and a scale of
+sqrt(10); ten calls in 10 ms and one 12 s later have a median of 0 and a scale of 1 (its: mean and
+deviation above 0), and are under the floor.
+
+Counters are 16 bits and stay at 65535. Sources: Hampel, F. R. (1974), The influence curve and its
+role in robust estimation, JASA 69 (median and MAD; 1.4826 makes it the standard deviation of a
+normal sample); Montgomery, Introduction to Statistical Quality Control (c chart: sqrt of a count).
+
+>>> past = np.array([10] * 20, np.int64)
+>>> baseline(past, past.size, np.empty(0, np.int64), 3.0, 2.0, 5)
+(20.0, 10.0)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from otel_anomaly.config import RateShiftConfig
+from otel_anomaly.detectors.finding import ALLOW, BLOCK, COLD, JUDGED, LATE, PAUSE, SECOND_NS, WARN
+from otel_anomaly.kernels import inlined, kernel
+
+BUCKETS: Final = 60
+COUNT_MAX: Final = 65535
+LEVEL_RANK: Final = 3
+"""The level is the third largest: one or two bursts in the past do not lift the limit."""
+MINUTE_NS: Final = 60 * SECOND_NS
+_ACTION = {"warn": WARN, "pause": PAUSE, "block": BLOCK}
+
+PLAN = np.dtype(
+    [
+        ("enabled", "i8"),
+        ("k", "f8"),
+        ("ratio", "f8"),
+        ("floor", "i8", (2,)),  # Of a second, of a minute.
+        ("min_buckets", "i8"),
+        ("min_samples", "i8"),
+        ("ceiling", "i8"),
+        ("action", "i8"),
+    ]
+)
+RING = np.dtype(
+    [
+        ("head", "i8"),  # Number of the open bucket since 1970.
+        ("flagged", "i8"),  # Bit a place: a verdict in that bucket reached pause.
+        ("limit", "f4"),  # For the open bucket; 0: not worked out yet, infinite: cold.
+        ("usual", "f4"),
+        ("counts", "u2", (BUCKETS,)),
+    ],
+    align=True,
+)
+STATE = np.dtype(
+    [
+        ("first_ns", "i8"),  # Of the first call; 0: none yet.
+        ("samples", "i8"),  # Calls counted that raised no alarm, ever.
+        ("rings", RING, (2,)),  # Seconds, minutes.
+        ("peaks", "u2", (BUCKETS,)),  # Place of a minute -> its busiest second.
+    ],
+    align=True,
+)
+CLAUSE: Final = "rate_shift: {observed} calls in {window} s, limit {limit}, usual {usual}"
+
+
+def make_plan(config: RateShiftConfig) -> np.ndarray:
+    """The configuration as the kernels read it: PLAN [1]."""
+    plan = np.zeros(1, PLAN)
+    plan["enabled"], plan["k"], plan["ratio"] = config.enabled, config.k, config.ratio
+    plan["floor"] = config.min_calls_second, config.min_calls_minute
+    plan["min_buckets"], plan["min_samples"] = config.min_buckets, config.min_samples
+    plan["ceiling"], plan["action"] = config.ceiling, _ACTION[config.action]
+    return plan
+
+
+def make_state(capacity: int) -> np.ndarray:
+    """Empty rings, STATE [capacity + 1]; a row of zeros is an agent never seen."""
+    return np.zeros(capacity + 1, STATE)
+
+
+@kernel
+def _median(values, count):
+    """Median of the first `count` values, which are sorted. 0 for none."""
+    if count == 0:
+        return 0.0
+    return (values[(count - 1) // 2] + values[count // 2]) / 2.0
+
+
+@kernel
+def _sort(values, count):
+    """Insertion sort of the first `count` values: at most 119 of them, mostly in runs."""
+    for i in range(1, count):
+        value = values[i]
+        place = i
+        while place > 0 and values[place - 1] > value:
+            values[place] = values[place - 1]
+            place -= 1
+        values[place] = value
+
+
+@kernel
+def baseline(past, count, peaks, k, ratio, floor):
+    """Returns (limit, median) for the first `count` closed buckets in `past`, int64.
+
+    `peaks` (int64 [m]) only add to the level. `past` is sorted in place.
+    """
+    _sort(past, count)
+    median = _median(past, count)
+    distances = np.empty(count, np.float64)
+    for i in range(count):
+        distances[i] = abs(past[i] - median)
+    _sort(distances, count)
+    scale = max(1.4826 * _median(distances, count), np.sqrt(max(median, 1.0)))
+    top = np.zeros(LEVEL_RANK, np.int64)
+    for i in range(count + peaks.size):
+        value = past[i] if i < count else peaks[i - count]
+        for rank in range(LEVEL_RANK):
+            if value > top[rank]:
+                top[rank], value = value, top[rank]
+    return max(float(floor), median + k * scale, ratio * top[LEVEL_RANK - 1]), median
+
+
+@kernel
+def _work_out(state, which, plan):
+    """Settle limit and usual of a ring for its open bucket, from its closed ones."""
+    ring = state["rings"][which]
+    span = SECOND_NS if which == 0 else MINUTE_NS
+    closed = min(ring["head"] - state["first_ns"] // span, np.int64(BUCKETS - 1))
+    past = np.empty(BUCKETS, np.int64)
+    count = 0
+    for back in range(1, closed + 1):
+        place = (ring["head"] - back) % BUCKETS
+        if ring["flagged"] >> place & 1 == 0:
+            past[count] = ring["counts"][place]
+            count += 1
+    peaks = np.zeros(BUCKETS if which == 0 else 0, np.int64)
+    for i in range(peaks.size):
+        peaks[i] = state["peaks"][i]
+    if count < plan["min_buckets"] or state["samples"] < plan["min_samples"]:
+        ring["limit"], ring["usual"] = np.inf, 0.0
+        return
+    ring["limit"], ring["usual"] = baseline(
+        past, count, peaks, plan["k"], plan["ratio"], plan["floor"][which]
+    )
+
+
+@inlined
+def _note_peak(state):
+    """A second closes: it may be the busiest of its minute."""
+    ring = state["rings"][0]
+    place = ring["head"] % BUCKETS
+    minute = ring["head"] // 60
+    if ring["flagged"] >> place & 1 == 0 and minute > state["rings"][1]["head"] - BUCKETS:
+        count = ring["counts"][place]
+        if count > state["peaks"][minute % BUCKETS]:
+            state["peaks"][minute % BUCKETS] = count
+
+
+@inlined
+def _advance(state, which, bucket):
+    """Open a newer bucket of a ring; what was skipped was idle, and counts as 0."""
+    ring = state["rings"][which]
+    passed = min(bucket - ring["head"], np.int64(BUCKETS))
+    for back in range(passed):
+        place = (bucket - back) % BUCKETS
+        ring["counts"][place] = 0
+        ring["flagged"] &= ~(np.int64(1) << place)
+        if which == 1:
+            state["peaks"][place] = 0
+    ring["head"] = bucket
+    ring["limit"] = 0.0
+
+
+@inlined
+def _judge_ring(state, which, plan, bucket, fresh, sign):
+    """Hold the open bucket of one ring against its limit; the worse of two findings stays."""
+    ring = state["rings"][which]
+    if bucket != ring["head"]:
+        return
+    count = np.int64(ring["counts"][bucket % BUCKETS]) + (1 if fresh else 0)
+    if count < plan["floor"][which]:
+        return
+    if ring["limit"] == 0.0:
+        _work_out(state, which, plan)
+    limit = float(ring["limit"])
+    if which == 1 and plan["ceiling"] > 0:
+        limit = min(limit, float(plan["ceiling"]))
+    if count / limit > sign["ratio"]:
+        sign["ratio"] = count / limit
+    if count < limit:
+        return
+    score = 1.0 - limit / (2.0 * count)
+    if score > sign["score"]:
+        sign["score"], sign["action"] = score, plan["action"]
+        sign["observed"], sign["limit"], sign["usual"] = count, limit, ring["usual"]
+        sign["window_s"] = 1.0 if which == 0 else 60.0
+
+
+@inlined
+def score(state, plan, now_ns, fresh, sign):
+    """Judge one call that ended at `now_ns`; `fresh`: it is not counted yet (no duplicate)."""
+    sign["score"], sign["action"], sign["observed"], sign["limit"] = 0.0, ALLOW, 0.0, 0.0
+    sign["usual"], sign["window_s"], sign["ratio"] = 0.0, 0.0, 0.0
+    second, minute = now_ns // SECOND_NS, now_ns // MINUTE_NS
+    if state["first_ns"] == 0:
+        state["first_ns"] = now_ns
+    if minute > state["rings"][1]["head"]:
+        _note_peak(state)
+        _advance(state, 1, minute)
+    if second > state["rings"][0]["head"]:
+        _note_peak(state)
+        _advance(state, 0, second)
+    if minute <= state["rings"][1]["head"] - BUCKETS:
+        sign["skipped"] = LATE
+        return
+    sign["skipped"] = COLD if is_cold(state, plan, now_ns) else JUDGED
+    _judge_ring(state, 0, plan, second, fresh, sign)
+    _judge_ring(state, 1, plan, minute, fresh, sign)
+
+
+@inlined
+def is_cold(state, plan, now_ns):
+    """Whether the agent is still learning: too few calls, or known for too short a time."""
+    age = now_ns // SECOND_NS - state["first_ns"] // SECOND_NS
+    return state["samples"] < plan["min_samples"] or age < plan["min_buckets"]
+
+
+@inlined
+def learn(state, now_ns, alarmed):
+    """Count a call that `score` has just judged and that is not late.
+
+    `alarmed`: its verdict reached pause, so its buckets are kept out of the baselines.
+    """
+    for which in range(2):
+        ring = state["rings"][which]
+        bucket = now_ns // (SECOND_NS if which == 0 else MINUTE_NS)
+        if bucket <= ring["head"] - BUCKETS:
+            continue
+        place = bucket % BUCKETS
+        if ring["counts"][place] < COUNT_MAX:
+            ring["counts"][place] += 1
+        if alarmed:
+            ring["flagged"] |= np.int64(1) << place
+    if not alarmed:
+        state["samples"] += 1

@@ -1,0 +1,1 @@
+"""Who: rows for agents, sessions and traces, found by key in bounded tables."""

@@ -1,0 +1,169 @@
+"""Key to row: open addressing over arrays, bounded, with idle and least-recently-seen eviction.
+
+    slots   [ key | row ]   linear probing, a power of two, at most half full; key 0 is free
+    rows    1 .. capacity   one for each entity; detectors keep their arrays by the same numbers
+    row 0                   the overflow row: shared by whoever got none, never judged by its past
+
+A new key takes a free row, else that of the longest silent among `SAMPLE` rows under a moving
+hand (Redis evicts the same way; an exact order would cost two cache misses a call). A row seen
+within `keep_ns` is never taken: a flood of new names cannot push out those who are at work, the
+newcomers share row 0 instead. An entity silent for more than `idle_ns` is a new one when it comes
+back, so what is remembered of it does not depend on when its row was swept.
+
+Deleting moves later keys of the same run back (Knuth, The Art of Computer Programming 3, 6.4,
+algorithm R), so no tombstones gather and a look-up stays short.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from otel_anomaly.kernels import inlined, kernel
+
+KEY, ROW_NUMBER = range(2)
+SAMPLE: Final = 16
+
+HEAD = np.dtype(
+    [
+        ("mask", "i8"),
+        ("capacity", "i8"),
+        ("used", "i8"),  # Rows ever handed out, free ones included.
+        ("in_use", "i8"),
+        ("free", "i8"),  # First row of the free list, 0: none. Linked through `seen_ns`.
+        ("hand", "i8"),
+        ("idle_ns", "i8"),
+        ("keep_ns", "i8"),
+        ("evicted", "i8"),
+        ("overflow", "i8"),  # Look-ups that were answered with row 0.
+    ]
+)
+ENTITY = np.dtype([("key", "i8"), ("seen_ns", "i8")])
+
+
+class Table(NamedTuple):
+    """The arrays of one kind of entity."""
+
+    head: np.ndarray
+    """HEAD [1]."""
+    slots: np.ndarray
+    """int64 [2^n, 2]."""
+    rows: np.ndarray
+    """ENTITY [capacity + 1]."""
+
+
+def make_table(capacity: int, *, idle_ns: int, keep_ns: int) -> Table:
+    """An empty table of `capacity` rows. Pages of memory are used as rows are."""
+    size = 1 << (2 * capacity).bit_length()
+    head = np.zeros(1, HEAD)
+    head["mask"], head["capacity"], head["hand"] = size - 1, capacity, 1
+    head["idle_ns"], head["keep_ns"] = idle_ns, keep_ns
+    return Table(head, np.zeros((size, 2), np.int64), np.zeros(capacity + 1, ENTITY))
+
+
+@inlined
+def find(table, key):
+    """The row of `key`, or 0."""
+    mask = table.head[0]["mask"]
+    place = key & mask
+    while table.slots[place, KEY] != 0:
+        if table.slots[place, KEY] == key:
+            return table.slots[place, ROW_NUMBER]
+        place = (place + 1) & mask
+    return np.int64(0)
+
+
+@kernel
+def find_or_make(table, key, now_ns):
+    """Returns (row, is new). A new row's state must be emptied; row 0 when there is no room."""
+    head = table.head[0]
+    row = find(table, key)
+    if row != 0:
+        entity = table.rows[row]
+        is_new = now_ns - entity["seen_ns"] > head["idle_ns"]
+        if now_ns > entity["seen_ns"]:
+            entity["seen_ns"] = now_ns
+        return row, is_new
+    row = _take_row(table, now_ns)
+    if row == 0:
+        head["overflow"] += 1
+        return row, False
+    place = key & head["mask"]
+    while table.slots[place, KEY] != 0:
+        place = (place + 1) & head["mask"]
+    table.slots[place, KEY] = key
+    table.slots[place, ROW_NUMBER] = row
+    table.rows[row]["key"] = key
+    table.rows[row]["seen_ns"] = now_ns
+    head["in_use"] += 1
+    return row, True
+
+
+@kernel
+def _take_row(table, now_ns):
+    """A row for a newcomer: a free one, one never used, or that of the longest silent. Else 0."""
+    head = table.head[0]
+    row = head["free"]
+    if row != 0:
+        head["free"] = table.rows[row]["seen_ns"]
+        return row
+    if head["used"] < head["capacity"]:
+        head["used"] += 1
+        return head["used"]
+    best = np.int64(0)
+    for _ in range(min(SAMPLE, head["capacity"])):
+        row = head["hand"]
+        head["hand"] = row + 1 if row < head["capacity"] else 1
+        if best == 0 or table.rows[row]["seen_ns"] < table.rows[best]["seen_ns"]:
+            best = row
+    if now_ns - table.rows[best]["seen_ns"] < head["keep_ns"]:
+        return np.int64(0)
+    remove(table, table.rows[best]["key"])
+    head["evicted"] += 1
+    return best
+
+
+@kernel
+def remove(table, key):
+    """Forget a key that is in the table. Its row belongs to the caller."""
+    slots, mask = table.slots, table.head[0]["mask"]
+    hole = key & mask
+    while slots[hole, KEY] != key:
+        hole = (hole + 1) & mask
+    place = hole
+    while True:
+        place = (place + 1) & mask
+        if slots[place, KEY] == 0:
+            break
+        # Move a later key into the hole unless its own place lies behind the hole.
+        home = slots[place, KEY] & mask
+        if (place - home) & mask >= (place - hole) & mask:
+            slots[hole, KEY] = slots[place, KEY]
+            slots[hole, ROW_NUMBER] = slots[place, ROW_NUMBER]
+            hole = place
+    slots[hole, KEY] = 0
+    slots[hole, ROW_NUMBER] = 0
+    table.head[0]["in_use"] -= 1
+
+
+@kernel
+def sweep(table, now_ns, count):
+    """Free the rows among the next `count` under the hand that are idle. Returns how many.
+
+    Changes no verdict: an idle entity is a new one when it comes back, swept or not.
+    """
+    head = table.head[0]
+    freed = 0
+    for _ in range(min(count, head["used"])):
+        row = head["hand"] if head["hand"] <= head["used"] else np.int64(1)
+        head["hand"] = row + 1
+        entity = table.rows[row]
+        if entity["key"] != 0 and now_ns - entity["seen_ns"] > head["idle_ns"]:
+            remove(table, entity["key"])
+            entity["key"] = 0
+            entity["seen_ns"] = head["free"]
+            head["free"] = row
+            head["evicted"] += 1
+            freed += 1
+    return freed

@@ -1,0 +1,331 @@
+"""One batch through: scan, reserve, judge, annotate, commit.
+
+    scan      bytes -> columns            pure; the GIL is released
+    reserve   worst annotated size        full -> refused, and nothing was learned
+    judge     columns -> verdicts         the only writer of state
+    splice    verdicts -> bytes           the same object when there is nothing to write
+    commit    bytes -> exporters          cannot fail
+
+If detection raises, the batch goes on without a verdict and is counted: detection is ours, the data
+is the client's. The state may be half written then, so it is emptied and all agents are cold.
+
+One thread at a time: the service calls `process` from its event loop only. `scan` may run elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from otel_anomaly.config import Config
+from otel_anomaly.detectors import rate, rate_shift
+from otel_anomaly.detectors.finding import ACTIONS, SIGN, SKIP_REASONS
+from otel_anomaly.entities import identity
+from otel_anomaly.entities.table import make_table, sweep
+from otel_anomaly.handoff import Batch, EpisodeEvent, Outcome, Payload, Reply, Signal
+from otel_anomaly.judge import (
+    BAD_IDS,
+    CALLS,
+    CLAMPED,
+    COUNTERS,
+    DETECTORS,
+    DUPLICATES,
+    EPISODE,
+    FINDING,
+    FINDINGS,
+    LATE_CALLS,
+    NO_TIME,
+    PLAN,
+    SKIPPED,
+    STEP,
+    STEPS_PER_FINDING,
+    VERDICT,
+    VERDICTS,
+    Judgement,
+    Plans,
+    State,
+    judge,
+    make_blanks,
+    make_seen,
+)
+from otel_anomaly.otlp.dialects import compile_keys
+from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
+from otel_anomaly.otlp.splice import splice
+from otel_anomaly.telemetry import JudgeCounts, Telemetry
+from otel_anomaly.verdict import LINE_BYTES, annotation_bytes_max, encode, make_texts
+
+LOG = logging.getLogger("otel_anomaly")
+
+_SCOPE_KINDS = {
+    "tenant": identity.OF_TENANT,
+    "agent": identity.OF_AGENT,
+    "session": identity.OF_SESSION,
+    "user": identity.OF_USER,
+}
+
+
+class Room(Protocol):
+    """Where batches go: the exporters' queues."""
+
+    def reserve(self, bytes_needed: int) -> Outcome:
+        """Set room aside, all or nothing, or say why not."""
+
+    def commit(self, payload: Payload, bytes_reserved: int) -> None:
+        """Fill what was reserved. Cannot fail."""
+
+    def retry_after_s(self) -> float:
+        """When room may be there again, seconds."""
+
+
+def make_plans(config: Config, seed: int) -> Plans:
+    """The configuration as the kernels read it."""
+    plan = np.zeros(1, PLAN)
+    plan["seed"], plan["scope"] = seed, _SCOPE_KINDS[config.detectors.rate.scope]
+    plan["skew_ns"], plan["hold_ns"] = config.policy.max_clock_skew, config.alerts.hold
+    plan["clear"] = config.alerts.clear
+    return Plans(
+        plan,
+        rate.make_plan(config.detectors.rate),
+        rate_shift.make_plan(config.detectors.rate_shift),
+    )
+
+
+def make_state(config: Config) -> State:
+    """Nothing learned yet. Memory is taken up as rows are used."""
+    limits = config.identity.limits
+    sessions, agents, traces = limits.sessions, limits.agents, limits.traces
+    return State(
+        np.zeros(COUNTERS, np.int64),
+        np.zeros(1, np.int64),
+        *make_seen(limits.spans),
+        make_table(traces, idle_ns=limits.agent_idle, keep_ns=0),
+        np.zeros(traces + 1, identity.TRACE),
+        make_table(agents, idle_ns=limits.agent_idle, keep_ns=limits.agent_keep),
+        rate_shift.make_state(agents),
+        np.zeros(agents + 1, EPISODE),
+        make_table(sessions, idle_ns=limits.session_idle, keep_ns=limits.session_keep),
+        rate.make_state(sessions),
+        np.zeros(sessions + 1, EPISODE),
+    )
+
+
+class _Scratch:
+    """Arrays reused from request to request: taking fresh pages each time costs more than judging."""
+
+    def __init__(self) -> None:
+        self.signs = np.zeros(len(DETECTORS), SIGN)
+        self.used = np.zeros(2, np.int64)
+        self.double = np.zeros(1, np.float64)
+        self.line = np.zeros(LINE_BYTES, np.uint8)
+        self.blanks = make_blanks()
+        self._sized(256, 512)
+
+    def _sized(self, rows: int, annotation: int) -> None:
+        self.verdicts = np.empty(rows, VERDICT)
+        self.findings = np.empty(rows * len(DETECTORS), FINDING)
+        self.steps = np.empty(rows * len(DETECTORS) * STEPS_PER_FINDING, STEP)
+        self.blob = np.empty(rows * annotation, np.uint8)
+        self.ends = np.empty(rows, np.int64)
+
+    def fit(self, rows: int, annotation: int) -> None:
+        """Make room for a request of `rows` rows."""
+        if rows > self.verdicts.size or rows * annotation > self.blob.size:
+            self._sized(1 << max(rows - 1, 255).bit_length(), annotation)
+
+
+Findings = Callable[[Columns, Judgement], list[EpisodeEvent]]
+"""Turns the steps of a judgement into events for the sinks."""
+
+
+class Processor:
+    """Judges trace requests and hands everything on."""
+
+    def __init__(
+        self,
+        config: Config,
+        room: Room,
+        telemetry: Telemetry,
+        *,
+        seed: int,
+        on_judged: Callable[[Columns, Judgement], None] | None = None,
+    ) -> None:
+        """`seed`: secret of all hashes. `on_judged` sees every judged request; copy to keep."""
+        self._config = config
+        self._room = room
+        self._telemetry = telemetry
+        self._on_judged = on_judged
+        self._plans = make_plans(config, seed)
+        who = config.identity
+        self.keys = compile_keys(
+            (who.tenant, who.agent, who.session, who.user, who.owner),
+            who.weak,
+            prefix=config.annotate.prefix,
+            seed=seed,
+        )
+        self._texts = make_texts(
+            config.annotate.prefix, all_signals=config.annotate.signals == "all"
+        )
+        self._annotation_max = annotation_bytes_max(self._texts)
+        self._scratch = _Scratch()
+        self.state = make_state(config)
+        self._spans = 0
+        self._forged = 0
+        self.healthy = True
+        telemetry.read_judge(self.counts)
+
+    def process(self, batch: Batch) -> Reply:
+        """Take a batch over, or refuse it without a trace. Never raises on what a client sent."""
+        if batch.signal is not Signal.TRACES:
+            return self._pass_on(batch)
+        try:
+            columns = scan(batch.body, self.keys)
+        except MalformedRequest as error:
+            return self._refuse(batch, Outcome.MALFORMED, 0, str(error))
+        return self.process_columns(batch, columns)
+
+    def process_columns(self, batch: Batch, columns: Columns) -> Reply:
+        """`process` for a trace batch that was scanned already."""
+        if not batch.body:
+            return Reply(Outcome.ACCEPTED)
+        room = len(batch.body) + columns.call_count * self._annotation_max
+        outcome = self._room.reserve(room)
+        if outcome is not Outcome.ACCEPTED:
+            return self._refuse(batch, outcome, columns.span_count, _REFUSALS[outcome])
+        body = batch.body
+        if len(columns.rows):
+            try:
+                body = self.annotate(columns, batch.received_ns)
+            except Exception:
+                self._detection_failed()
+        self._spans += columns.span_count
+        self._room.commit(Payload(body, Signal.TRACES, columns.span_count), room)
+        self._telemetry.accepted_spans.labels(batch.transport).inc(columns.span_count)
+        return Reply(Outcome.ACCEPTED)
+
+    def annotate(self, columns: Columns, received_ns: int) -> bytes:
+        """Judge all calls of a request and write the verdicts on their spans."""
+        judgement = self._judge(columns, received_ns)
+        scratch, rows = self._scratch, columns.rows.size
+        ends = scratch.ends[:rows]
+        encode(
+            self._texts[0],
+            judgement.verdicts,
+            judgement.findings,
+            scratch.double,
+            scratch.line,
+            scratch.blob,
+            ends,
+        )
+        body = splice(columns, self.keys, scratch.blob, ends)
+        if len(body) != len(columns.body):
+            self._forged += int(columns.rows["forged_count"].sum())
+        if self._on_judged is not None:
+            self._on_judged(columns, judgement)
+        return body
+
+    def _judge(self, columns: Columns, received_ns: int) -> Judgement:
+        scratch, rows = self._scratch, columns.rows.size
+        scratch.fit(rows, self._annotation_max)
+        verdicts = scratch.verdicts[:rows]
+        judge(
+            columns.data,
+            columns.rows,
+            self._plans,
+            self.state,
+            received_ns,
+            scratch.signs,
+            scratch.blanks,
+            verdicts,
+            scratch.findings,
+            scratch.steps,
+            scratch.used,
+        )
+        findings, steps = scratch.used.tolist()
+        return Judgement(verdicts, scratch.findings[:findings], scratch.steps[:steps])
+
+    def _pass_on(self, batch: Batch) -> Reply:
+        """Metrics and logs: byte for byte."""
+        if not batch.body:
+            return Reply(Outcome.ACCEPTED)
+        outcome = self._room.reserve(len(batch.body))
+        if outcome is not Outcome.ACCEPTED:
+            return Reply(outcome, _REFUSALS[outcome], self._retry_after_s(outcome))
+        self._room.commit(Payload(batch.body, batch.signal, 1), len(batch.body))
+        return Reply(Outcome.ACCEPTED)
+
+    def _refuse(self, batch: Batch, outcome: Outcome, spans: int, message: str) -> Reply:
+        self._telemetry.refused_spans.labels(batch.transport, outcome.value).inc(spans)
+        return Reply(outcome, message, self._retry_after_s(outcome))
+
+    def _retry_after_s(self, outcome: Outcome) -> float:
+        return self._room.retry_after_s() if outcome.retryable else 0.0
+
+    def _detection_failed(self) -> None:
+        LOG.exception("detection failed: the batch goes on without a verdict, all agents are cold")
+        self._telemetry.detection_failures.inc()
+        self.healthy = False
+        self.state = make_state(self._config)
+
+    def sweep(self, now_ns: int, count: int = 4096) -> None:
+        """Free some idle rows. Changes no verdict; call it now and then."""
+        for table in (self.state.agent_table, self.state.session_table):
+            sweep(table, now_ns, count)
+
+    def counts(self) -> JudgeCounts:
+        """What the kernels counted, for telemetry."""
+        return {
+            ("spans", ()): self._spans,
+            ("forged_attributes", ()): self._forged,
+            **count_calls(self.state.counters),
+            **count_entities(self.state),
+        }
+
+
+_REFUSALS = {
+    Outcome.TOO_LARGE: "the request, annotated, is larger than an exporter's whole queue",
+    Outcome.QUEUE_FULL: "the queue of an exporter is full: send again later",
+    Outcome.MEMORY: "the service is near its memory limit: send again later",
+    Outcome.STOPPING: "the service is stopping: send again later",
+}
+assert set(_REFUSALS) == set(Outcome) - {Outcome.ACCEPTED, Outcome.MALFORMED}
+
+
+def count_calls(counters: np.ndarray) -> JudgeCounts:
+    """The judge's counters by metric and labels."""
+    values = counters.tolist()
+    counts: dict[tuple[str, tuple[str, ...]], int] = {
+        ("tool_calls", ()): values[CALLS],
+        ("duplicates", ()): values[DUPLICATES],
+        ("late", ()): values[LATE_CALLS],
+        ("clamped", ()): values[CLAMPED],
+        ("no_time", ()): values[NO_TIME],
+        ("invalid_ids", ()): values[BAD_IDS],
+    }
+    for i, action in enumerate(ACTIONS):
+        counts["verdicts", (action,)] = values[VERDICTS + i]
+    for d, detector in enumerate(DETECTORS):
+        for i, action in enumerate(ACTIONS[1:], start=1):
+            counts["findings", (detector, action)] = values[FINDINGS + d * len(ACTIONS) + i]
+        first = SKIPPED + d * len(SKIP_REASONS)
+        counts["detector_evaluated", (detector,)] = values[first]
+        for i, reason in enumerate(SKIP_REASONS[1:], start=1):
+            counts["detector_skipped", (detector, reason)] = values[first + i]
+    return counts
+
+
+def count_entities(state: State) -> JudgeCounts:
+    """Rows in use, given away and refused, by kind of entity."""
+    counts: dict[tuple[str, tuple[str, ...]], int] = {}
+    for scope, table in (
+        ("agent", state.agent_table),
+        ("session", state.session_table),
+        ("trace", state.trace_table),
+    ):
+        head = table.head[0]
+        counts["entities", (scope,)] = int(head["in_use"])
+        counts["entities_evicted", (scope,)] = int(head["evicted"])
+        counts["entities_overflow", (scope,)] = int(head["overflow"])
+    return counts
