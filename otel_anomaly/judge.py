@@ -35,8 +35,8 @@ from otel_anomaly.detectors.finding import (
     WARN,
 )
 from otel_anomaly.entities.identity import PERSON, TRACE, remember_trace, resolve
-from otel_anomaly.entities.table import Table, find_or_make
-from otel_anomaly.kernels import inlined, kernel, prefetch
+from otel_anomaly.entities.table import OF_ROW, Table, borrow_table, find_or_make, prefetch_row, prefetch_slot
+from otel_anomaly.kernels import borrow, inlined, kernel, prefetch
 from otel_anomaly.otlp.scan import BAD_ID, IS_CALL
 
 DETECTORS: Final = ("rate", "rate_shift")
@@ -107,6 +107,11 @@ COUNTERS: Final = SKIPPED + _DETECTORS * _REASONS
 SEEN = np.dtype([("mask", "i8"), ("capacity", "i8"), ("used", "i8"), ("current", "i8")])
 
 
+AGENT = np.dtype([*OF_ROW, ("episode", EPISODE), ("shift", rate_shift.STATE)], align=True)
+SESSION = np.dtype([*OF_ROW, ("episode", EPISODE), ("rate", rate.STATE)], align=True)
+"""All that is kept of one entity, in one piece: it can be handed over without the others."""
+
+
 class State(NamedTuple):
     """All that is remembered between requests. Every array is bounded and of fixed shape."""
 
@@ -118,19 +123,12 @@ class State(NamedTuple):
     """SEEN [1]."""
     seen_spans: np.ndarray
     """int64 [2, 2^n]: hashes of the last spans, in two generations."""
-    trace_table: Table
-    traces: np.ndarray
-    """TRACE [n]."""
-    agent_table: Table
-    shifts: np.ndarray
-    """rate_shift.STATE [n], by row of `agent_table`."""
-    shift_episodes: np.ndarray
-    """EPISODE [n]."""
-    session_table: Table
-    rates: np.ndarray
-    """rate.STATE [n], by row of `session_table`."""
-    rate_episodes: np.ndarray
-    """EPISODE [n]."""
+    traces: Table
+    """Of TRACE."""
+    agents: Table
+    """Of AGENT."""
+    sessions: Table
+    """Of SESSION: what `rate` counts by."""
 
 
 class Plans(NamedTuple):
@@ -139,6 +137,26 @@ class Plans(NamedTuple):
     judge: np.ndarray
     rate: np.ndarray
     rate_shift: np.ndarray
+
+
+@inlined
+def borrow_state(state):
+    """`borrow` for all arrays of the state."""
+    return State(
+        borrow(state.counters),
+        borrow(state.watermark),
+        borrow(state.seen),
+        borrow(state.seen_spans),
+        borrow_table(state.traces),
+        borrow_table(state.agents),
+        borrow_table(state.sessions),
+    )
+
+
+@inlined
+def borrow_plans(plans):
+    """`borrow` for all arrays of the configuration."""
+    return Plans(borrow(plans.judge), borrow(plans.rate), borrow(plans.rate_shift))
 
 
 class Judgement(NamedTuple):
@@ -240,15 +258,11 @@ def _note_episode(episode, sign, time_ns, row, detector, entity, finding, plan, 
 
 
 @inlined
-def _row_of(table, states, episodes, blank_state, key, time_ns):
-    """The row of an entity, emptied when it is new; 0 when it has none."""
+def _row_of(table, key, time_ns):
+    """The row of an entity; 0 when it has no key or no room."""
     if key == 0:
         return np.int64(0)
-    row, is_new = find_or_make(table, key, time_ns)
-    if is_new:
-        states[row] = blank_state
-        episodes[row]["start_ns"] = 0
-    return row
+    return find_or_make(table, key, time_ns)
 
 
 @inlined
@@ -260,31 +274,24 @@ def _keep_finding(findings, used, row, detector, entity, sign):
     return used
 
 
-@kernel
-def _judge_call(number, row, plans, state, received_ns, signs, blanks, verdict, findings, steps, used):
+@inlined
+def _judge_call(number, row, plans, state, received_ns, signs, verdict, findings, steps, used):
     """One tool call. `used`: rows in use of findings and steps."""
     plan, counters = plans.judge[0], state.counters
     person = verdict["person"]
-    resolve(state.trace_table, state.traces, row, plan["scope"], plan["seed"], person)
     _settle_time(row, plan, state, received_ns, verdict)
     time_ns = verdict["time_ns"]
     fresh = not _remember_span(state.seen[0], state.seen_spans, row["identity"])
     verdict["judged"], verdict["duplicate"] = 1, 0 if fresh else 1
-    session = _row_of(
-        state.session_table, state.rates, state.rate_episodes, blanks.rates[0],
-        person["rate_key"], time_ns,
-    )  # fmt: skip
-    agent = _row_of(
-        state.agent_table, state.shifts, state.shift_episodes, blanks.shifts[0],
-        person["agent_key"], time_ns,
-    )  # fmt: skip
+    session = _row_of(state.sessions, person["rate_key"], time_ns)
+    agent = _row_of(state.agents, person["agent_key"], time_ns)
+    counts, shift = state.sessions.rows[session]["rate"], state.agents.rows[agent]["shift"]
     # Score.
     for detector in range(_DETECTORS):
         signs[detector]["skipped"] = NO_ENTITY
         signs[detector]["score"], signs[detector]["action"] = 0.0, ALLOW
     if plans.rate[0]["enabled"] and session != 0:
-        rate.score(state.rates[session], plans.rate[0], time_ns, fresh, signs[RATE])
-    shift = state.shifts[agent]
+        rate.score(counts, plans.rate[0], time_ns, fresh, signs[RATE])
     if plans.rate_shift[0]["enabled"] and agent != 0:
         rate_shift.score(shift, plans.rate_shift[0], time_ns, fresh, signs[RATE_SHIFT])
     # Decide: all findings are kept, the strongest action is the verdict.
@@ -308,16 +315,16 @@ def _judge_call(number, row, plans, state, received_ns, signs, blanks, verdict, 
     # Learn.
     if session != 0 and plans.rate[0]["enabled"]:
         if signs[RATE]["skipped"] == JUDGED:
-            rate.learn(state.rates[session], plans.rate[0], time_ns)
+            rate.learn(counts, plans.rate[0], time_ns)
         used[1] = _note_episode(
-            state.rate_episodes[session], signs[RATE], time_ns, number, RATE, session,
+            state.sessions.rows[session]["episode"], signs[RATE], time_ns, number, RATE, session,
             _finding_of(findings, verdict, RATE), plan, steps, used[1],
         )  # fmt: skip
     if agent != 0 and plans.rate_shift[0]["enabled"]:
         if signs[RATE_SHIFT]["skipped"] != LATE:
             rate_shift.learn(shift, time_ns, action >= PAUSE)
         used[1] = _note_episode(
-            state.shift_episodes[agent], signs[RATE_SHIFT], time_ns, number, RATE_SHIFT, agent,
+            state.agents.rows[agent]["episode"], signs[RATE_SHIFT], time_ns, number, RATE_SHIFT, agent,
             _finding_of(findings, verdict, RATE_SHIFT), plan, steps, used[1],
         )  # fmt: skip
     _count_call(counters, plans, signs, verdict)
@@ -348,41 +355,57 @@ def _count_call(counters, plans, signs, verdict):
             counters[FINDINGS + detector * _ACTIONS + sign["action"]] += 1
 
 
+AHEAD: Final = 6
+"""Calls between asking for memory and using it: far enough to arrive, near enough to stay."""
+
+
+@inlined
+def _resolve_all(rows, plans, state, verdicts):
+    """Who made each call, and the first look at where their records lie."""
+    plan = plans.judge[0]
+    for number in range(rows.size):
+        row, verdict = rows[number], verdicts[number]
+        verdict["judged"], verdict["findings"] = 0, 0
+        if row["flags"] & IS_CALL != 0:
+            resolve(state.traces, row, plan["scope"], plan["seed"], verdict["person"])
+            prefetch_slot(state.sessions, verdict["person"]["rate_key"])
+            prefetch_slot(state.agents, verdict["person"]["agent_key"])
+            place = row["identity"] & state.seen[0]["mask"]
+            prefetch(state.seen_spans[0], place)
+            prefetch(state.seen_spans[1], place)
+
+
 @kernel
-def judge(data, rows, plans, state, received_ns, signs, blanks, verdicts, findings, steps, used):
+def judge(data, rows, plans, state, received_ns, signs, verdicts, findings, steps, used):
     """Judge all tool calls of a request, in order. `used` (int64 [2]) counts findings and steps.
 
     Before that, the identities that its spans bring speak for their traces: within a request the
     order of spans makes no difference to who is meant.
     """
+    data, rows, signs = borrow(data), borrow(rows), borrow(signs)
+    verdicts, findings, steps, used = borrow(verdicts), borrow(findings), borrow(steps), borrow(used)
+    plans, state = borrow_plans(plans), borrow_state(state)
     arrival_ns = received_ns if received_ns > 0 else state.watermark[0]
     used[0] = used[1] = 0
     for number in range(rows.size):
-        remember_trace(state.trace_table, state.traces, data, rows[number], arrival_ns)
+        prefetch_slot(state.traces, rows[number]["trace"])
     for number in range(rows.size):
-        row, verdict = rows[number], verdicts[number]
-        verdict["judged"] = 0
-        verdict["findings"] = 0
+        remember_trace(state.traces, data, rows[number], arrival_ns)
+    _resolve_all(rows, plans, state, verdicts)
+    for number in range(rows.size):
+        row = rows[number]
+        if number + AHEAD < rows.size and rows[number + AHEAD]["flags"] & IS_CALL != 0:
+            person = verdicts[number + AHEAD]["person"]
+            prefetch_row(state.sessions, person["rate_key"])
+            prefetch_row(state.agents, person["agent_key"])
         if row["flags"] & IS_CALL == 0:
             continue
         if row["flags"] & BAD_ID != 0:
             state.counters[BAD_IDS] += 1
             continue
         _judge_call(
-            number, row, plans, state, received_ns, signs, blanks, verdict, findings, steps, used
+            number, row, plans, state, received_ns, signs, verdicts[number], findings, steps, used
         )
-
-
-class Blanks(NamedTuple):
-    """What a new entity starts from: records of zeros, to be copied over a row."""
-
-    rates: np.ndarray
-    shifts: np.ndarray
-
-
-def make_blanks() -> Blanks:
-    """One empty record of each state."""
-    return Blanks(np.zeros(1, rate.STATE), np.zeros(1, rate_shift.STATE))
 
 
 def make_seen(capacity: int) -> tuple[np.ndarray, np.ndarray]:
@@ -391,7 +414,3 @@ def make_seen(capacity: int) -> tuple[np.ndarray, np.ndarray]:
     seen = np.zeros(1, SEEN)
     seen["mask"], seen["capacity"] = size - 1, capacity
     return seen, np.zeros((2, size), np.int64)
-
-
-assert TRACE.itemsize < 1024  # A trace remembered stays small.
-assert prefetch is not None

@@ -27,18 +27,19 @@ from otel_anomaly.entities import identity
 from otel_anomaly.entities.table import make_table, sweep
 from otel_anomaly.handoff import Batch, EpisodeEvent, Outcome, Payload, Reply, Signal
 from otel_anomaly.judge import (
+    AGENT,
     BAD_IDS,
     CALLS,
     CLAMPED,
     COUNTERS,
     DETECTORS,
     DUPLICATES,
-    EPISODE,
     FINDING,
     FINDINGS,
     LATE_CALLS,
     NO_TIME,
     PLAN,
+    SESSION,
     SKIPPED,
     STEP,
     STEPS_PER_FINDING,
@@ -48,7 +49,6 @@ from otel_anomaly.judge import (
     Plans,
     State,
     judge,
-    make_blanks,
     make_seen,
 )
 from otel_anomaly.otlp.dialects import compile_keys
@@ -96,19 +96,17 @@ def make_plans(config: Config, seed: int) -> Plans:
 def make_state(config: Config) -> State:
     """Nothing learned yet. Memory is taken up as rows are used."""
     limits = config.identity.limits
-    sessions, agents, traces = limits.sessions, limits.agents, limits.traces
     return State(
         np.zeros(COUNTERS, np.int64),
         np.zeros(1, np.int64),
         *make_seen(limits.spans),
-        make_table(traces, idle_ns=limits.agent_idle, keep_ns=0),
-        np.zeros(traces + 1, identity.TRACE),
-        make_table(agents, idle_ns=limits.agent_idle, keep_ns=limits.agent_keep),
-        rate_shift.make_state(agents),
-        np.zeros(agents + 1, EPISODE),
-        make_table(sessions, idle_ns=limits.session_idle, keep_ns=limits.session_keep),
-        rate.make_state(sessions),
-        np.zeros(sessions + 1, EPISODE),
+        make_table(
+            limits.traces, identity.TRACE, idle_ns=limits.agent_idle, keep_ns=0, sample=1
+        ),
+        make_table(limits.agents, AGENT, idle_ns=limits.agent_idle, keep_ns=limits.agent_keep),
+        make_table(
+            limits.sessions, SESSION, idle_ns=limits.session_idle, keep_ns=limits.session_keep
+        ),
     )
 
 
@@ -120,7 +118,6 @@ class _Scratch:
         self.used = np.zeros(2, np.int64)
         self.double = np.zeros(1, np.float64)
         self.line = np.zeros(LINE_BYTES, np.uint8)
-        self.blanks = make_blanks()
         self._sized(256, 512)
 
     def _sized(self, rows: int, annotation: int) -> None:
@@ -237,7 +234,6 @@ class Processor:
             self.state,
             received_ns,
             scratch.signs,
-            scratch.blanks,
             verdicts,
             scratch.findings,
             scratch.steps,
@@ -271,7 +267,7 @@ class Processor:
 
     def sweep(self, now_ns: int, count: int = 4096) -> None:
         """Free some idle rows. Changes no verdict; call it now and then."""
-        for table in (self.state.agent_table, self.state.session_table):
+        for table in (self.state.agents, self.state.sessions):
             sweep(table, now_ns, count)
 
     def counts(self) -> JudgeCounts:
@@ -320,9 +316,9 @@ def count_entities(state: State) -> JudgeCounts:
     """Rows in use, given away and refused, by kind of entity."""
     counts: dict[tuple[str, tuple[str, ...]], int] = {}
     for scope, table in (
-        ("agent", state.agent_table),
-        ("session", state.session_table),
-        ("trace", state.trace_table),
+        ("agent", state.agents),
+        ("session", state.sessions),
+        ("trace", state.traces),
     ):
         head = table.head[0]
         counts["entities", (scope,)] = int(head["in_use"])

@@ -144,7 +144,7 @@ class _JudgeCollector:
         self._counts = counts
 
     def collect(self) -> Iterable[Metric]:
-        families: dict[str, Metric] = {}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for name, (text, labels, is_gauge) in JUDGE_METRICS.items():
             kind = GaugeMetricFamily if is_gauge else CounterMetricFamily
             families[name] = kind(f"{PREFIX}_{name}", text, labels=labels)

@@ -8,6 +8,8 @@ import gzip
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
 
+from google.rpc import status_pb2
+
 from otel_anomaly.config import HttpReceiverConfig
 from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
 from otel_anomaly.receivers.http import HttpReceiver
@@ -75,6 +77,11 @@ class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
+
+    def status_message(self) -> status_pb2.Status:
+        """The google.rpc.Status of a refusal."""
+        assert self.headers["content-type"] == PROTOBUF
+        return status_pb2.Status.FromString(self.body)
 
 
 class HttpRig(NamedTuple):

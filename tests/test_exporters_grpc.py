@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Code = grpc.StatusCode
-PERMANENT = [
-    code for code in Code if code not in RETRYABLE | {Code.OK, Code.RESOURCE_EXHAUSTED}
-]
+PERMANENT = [code for code in Code if code not in RETRYABLE | {Code.OK, Code.RESOURCE_EXHAUSTED}]
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +170,7 @@ def test_exhausted_is_retried_only_with_a_hint() -> None:
     Guarantees: retried after the hint; the others rejected.
     """
     code = Code.RESOURCE_EXHAUSTED
-    hinted = send_once(Hop(refusing(code, grpc_status_details_bin=details(3))))
+    hinted = send_once(Hop(refusing(code, other_bin=b"x", grpc_status_details_bin=details(3))))
     assert (hinted.kind, hinted.retry_after_s) == (Kind.RETRY, 3.0)
     assert send_once(Hop(refusing(code))).kind is Kind.REJECTED
     broken = send_once(Hop(refusing(code, grpc_status_details_bin=b"\xff\xff")))
@@ -261,9 +259,10 @@ def test_away_and_back() -> None:
             async with serving(Hop(), port=port):
                 await until_sent(exporter)
             async with serving(Hop(vanish), port=port):
-                call = asyncio.create_task(exporter.send(b"x", Signal.TRACES, 1))
-                while not gone.is_set() and not call.done():
-                    await asyncio.sleep(0.01)
+                heard = asyncio.create_task(gone.wait())
+                while not gone.is_set():  # The channel may not know yet that it must reconnect.
+                    call = asyncio.create_task(exporter.send(b"x", Signal.TRACES, 1))
+                    await asyncio.wait((call, heard), return_when=asyncio.FIRST_COMPLETED)
             assert (await call).kind is Kind.RETRY
             async with serving(Hop(), port=port):
                 await until_sent(exporter)
@@ -352,7 +351,9 @@ def test_gzip_makes_requests_smaller() -> None:
         async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             back_reader, back_writer = await asyncio.open_connection("127.0.0.1", port)
 
-            async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, up: int) -> None:
+            async def pump(
+                source: asyncio.StreamReader, sink: asyncio.StreamWriter, up: int
+            ) -> None:
                 nonlocal seen
                 while chunk := await source.read(1 << 16):
                     seen += up * len(chunk)

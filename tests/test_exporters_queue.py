@@ -165,6 +165,26 @@ def test_merging_stops_at_the_size() -> None:
     bench.play(scenario)
 
 
+def test_the_timer_serves_latecomers() -> None:
+    """
+    Scenario: what the timer was set for goes early, for its size; one that came later is alone.
+    Guarantees: it waits for its own timeout, not for the first one's and not for ever.
+    """
+    bench = Bench(queue={"batch": {"max_size": "1KiB", "flush_timeout": "200ms"}})
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        start_s = loop.time()
+        hand_over(bench.fanout, b"a" * 600)
+        await asyncio.sleep(0.1)
+        hand_over(bench.fanout, b"b" * 600)
+        await asyncio.sleep(10)
+        waits = [attempt.at_s - start_s for attempt in bench.hop.attempts]
+        assert waits == pytest.approx([0.1, 0.3])
+
+    bench.play(scenario)
+
+
 def test_other_signals_never_merge() -> None:
     """
     Scenario: metrics and logs, small and alike, one after the other.

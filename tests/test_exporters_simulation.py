@@ -59,7 +59,9 @@ class Hop(ScriptedExporter):
             case 4:
                 raise RuntimeError("a mistake of ours")
             case 5:
-                return self._took(body, SendResult(Kind.SENT, "\x00?", rejected=rng.getrandbits(63)))
+                return self._took(
+                    body, SendResult(Kind.SENT, "\x00?", rejected=rng.getrandbits(63))
+                )
             case 6:
                 await asyncio.sleep(1e6)
         return self._took(body, SENT)

@@ -5,34 +5,21 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import logging
 import zlib
 
 import pytest
-import uvloop
-from aiohttp import web
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2
 
-from otel_anomaly.config import HttpReceiverConfig
 from otel_anomaly.handoff import Outcome, Reply, Signal
 from otel_anomaly.receivers import body, http
-from otel_anomaly.receivers.body import BodyReader
-from otel_anomaly.receivers.http import HttpReceiver
-from otel_anomaly.telemetry import Telemetry
 from tests.door_rigs import (
     NOW_NS,
     PROTOBUF,
-    Answer,
-    Consumer,
-    HttpRig,
-    StandingClock,
     chunked,
     connect,
-    gzip_bomb,
     http_door,
     read_answer,
     request_head,
-    until,
 )
 
 BODY = bytes(range(256)) * 40
@@ -49,11 +36,6 @@ def upper(json_body: bytes, signal: Signal) -> bytes:
     if not json_body.startswith(b"{"):
         raise ValueError("not an object at byte 0")
     return signal.value.encode() + json_body.upper()
-
-
-def status_in(answer: Answer) -> status_pb2.Status:
-    assert answer.headers["content-type"] == PROTOBUF
-    return status_pb2.Status.FromString(answer.body)
 
 
 @pytest.mark.parametrize("coding", CODINGS)
@@ -253,7 +235,10 @@ def test_wrong_method_type_or_coding(change: dict[str, str], status: int, code: 
         async with http_door() as rig:
             answer = await rig.post(BODY, **change)
             assert answer.status == status
-            assert (status_in(answer).code, bool(status_in(answer).message)) == (code, True)
+            assert (answer.status_message().code, bool(answer.status_message().message)) == (
+                code,
+                True,
+            )
             assert (answer.headers.get("allow") == "POST") == (status == 405)
             assert (rig.counted(Outcome.MALFORMED), rig.consumer.batches) == (1, [])
 
@@ -284,7 +269,7 @@ def test_unknown_path(path: str) -> None:
     async def scenario() -> None:
         async with http_door() as rig:
             answer = await rig.post(BODY, path)
-            assert (answer.status, status_in(answer).code) == (404, 5)
+            assert (answer.status, answer.status_message().code) == (404, 5)
             assert rig.counted(Outcome.MALFORMED) == 0
 
     asyncio.run(scenario())
@@ -317,12 +302,12 @@ def test_refusals_of_the_processor(outcome: Outcome) -> None:
     async def scenario() -> None:
         async with http_door(answer=Reply(outcome, "because", 4.2)) as rig:
             answer = await rig.post(BODY)
-            assert (answer.status, status_in(answer).message) == (expected, "because")
+            assert (answer.status, answer.status_message().message) == (expected, "because")
             assert answer.headers.get("retry-after") == ("5" if outcome.retryable else None)
             assert rig.counted(outcome) == 1
             if outcome.retryable:
                 info = error_details_pb2.RetryInfo()
-                assert status_in(answer).details[0].Unpack(info)
+                assert answer.status_message().details[0].Unpack(info)
                 assert info.retry_delay.ToMilliseconds() == 4200
 
     asyncio.run(scenario())
@@ -364,270 +349,3 @@ def test_bug_in_the_decoder_is_retryable(caplog: pytest.LogCaptureFixture) -> No
 
     asyncio.run(scenario())
     assert len(caplog.records) == 1
-
-
-def test_wire_limit_by_content_length() -> None:
-    """
-    Scenario: bodies of exactly the limit and one byte more, sent whole; and a declared 2 GiB of
-    which nothing is sent.
-    Guarantees: the first is accepted, the others are 413, the last without waiting for its body.
-    """
-
-    async def scenario() -> None:
-        async with http_door(limit=1000) as rig:
-            assert (await rig.post(b"x" * 1000)).status == 200
-            answer = await rig.post(b"x" * 1001)
-            assert (answer.status, status_in(answer).code) == (413, 8)
-            assert not status_in(answer).details
-            head = request_head(
-                "POST", "/v1/traces", content_type=PROTOBUF, content_length=str(1 << 31)
-            )
-            assert (await rig.send(head)).status == 413
-            assert (rig.counted(Outcome.TOO_LARGE), len(rig.consumer.batches)) == (2, 1)
-
-    asyncio.run(scenario())
-
-
-def test_wire_limit_while_streaming() -> None:
-    """
-    Scenario: a chunked body that goes on past the limit and never ends.
-    Guarantees: 413 as soon as the limit is passed.
-    """
-
-    async def scenario() -> None:
-        async with http_door(limit=1000) as rig:
-            head = request_head(
-                "POST", "/v1/traces", content_type=PROTOBUF, transfer_encoding="chunked"
-            )
-            assert (await rig.send(head + b"3e9\r\n" + b"x" * 1001)).status == 413
-            assert (rig.counted(Outcome.TOO_LARGE), rig.door._bodies.held) == (1, 0)
-
-    asyncio.run(scenario())
-
-
-def test_limit_holds_after_inflation() -> None:
-    """
-    Scenario: gzip bodies that inflate to the limit, to one byte more, and to a gibibyte.
-    Guarantees: 200, 413, 413.
-    """
-    limit = 3 << 20
-
-    async def scenario() -> None:
-        async with http_door(limit=limit) as rig:
-            sizes = [gzip.compress(bytes(limit)), gzip.compress(bytes(limit + 1)), gzip_bomb(1024)]
-            answers = [(await rig.post(sent, content_encoding="gzip")).status for sent in sizes]
-            assert answers == [200, 413, 413]
-            assert rig.door._bodies.held == 0
-
-    asyncio.run(scenario())
-
-
-def test_large_bodies_share_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Scenario: room for one large body, and two clients that send theirs at the same time.
-    Guarantees: the second is asked to retry; when the first is done, there is room again.
-    """
-    monkeypatch.setattr(body, "BODIES_HELD_MAX", 1)
-
-    async def scenario() -> None:
-        async with http_door(limit=100_000) as rig, connect(rig.door.port) as (reader, writer):
-            head = request_head(
-                "POST", "/v1/traces", content_type=PROTOBUF, content_length="100000"
-            )
-            writer.write(head + bytes(60_000))
-            await until(lambda: rig.door._bodies.held == 60_000)
-            refused = await rig.send(head + bytes(50_000))
-            assert (refused.status, refused.headers["retry-after"]) == (503, "1")
-            assert (rig.counted(Outcome.MEMORY), rig.door._bodies.held) == (1, 60_000)
-            writer.write(bytes(40_000))
-            assert (await read_answer(reader)).status == 200
-            assert rig.door._bodies.held == 0
-
-    asyncio.run(scenario())
-
-
-def test_client_that_goes_away_mid_body(caplog: pytest.LogCaptureFixture) -> None:
-    """
-    Scenario: half a body, then a reset; then an honest request.
-    Guarantees: nothing is consumed, counted or logged for the first; the second is served.
-    """
-
-    async def scenario() -> None:
-        async with http_door() as rig:
-            head = request_head("POST", "/v1/traces", content_type=PROTOBUF, content_length="1000")
-            async with connect(rig.door.port) as (_, writer):
-                writer.write(head + b"x" * 500)
-                await until(lambda: rig.door._bodies.held > 0)
-                writer.transport.abort()
-                await until(lambda: rig.door._bodies.held == 0)
-                assert (await rig.post(BODY)).status == 200
-                assert len(rig.consumer.batches) == 1
-                assert [rig.counted(each) for each in Outcome] == [1, 0, 0, 0, 0, 0]
-
-    with caplog.at_level(logging.DEBUG, "otel_anomaly"):
-        asyncio.run(scenario())
-    assert not caplog.records
-
-
-def test_slow_body_runs_out_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Scenario: a body that stops coming, with the deadline set to nearly nothing.
-    Guarantees: 408 with a Status body, nothing consumed.
-    """
-    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.01)
-
-    async def scenario() -> None:
-        async with http_door() as rig:
-            head = request_head("POST", "/v1/traces", content_type=PROTOBUF, content_length="1000")
-            answer = await rig.send(head + b"x")
-            assert (answer.status, status_in(answer).code) == (408, 4)
-            assert (rig.counted(Outcome.MALFORMED), rig.consumer.batches) == (1, [])
-
-    asyncio.run(scenario())
-
-
-def test_expect_continue_is_answered() -> None:
-    """
-    Scenario: a client that asks before it sends, as curl does with large bodies; and one whose
-    body would be too large.
-    Guarantees: the first is told to go on, the second is refused instead.
-    """
-
-    async def scenario() -> None:
-        async with http_door(limit=1000) as rig, connect(rig.door.port) as (reader, writer):
-            ask = {"content_type": PROTOBUF, "expect": "100-continue"}
-            writer.write(request_head("POST", "/v1/traces", content_length="1000", **ask))
-            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(b"x" * 1000)
-            assert (await read_answer(reader)).status == 200
-            writer.write(request_head("POST", "/v1/traces", content_length="1001", **ask))
-            assert (await read_answer(reader)).status == 413
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"\x16\x03\x01\x02\x00 tls hello\r\n\r\n",
-        b"POST /v1/traces HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-        b"POST /v1/traces HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
-        request_head("POST", "/v1/traces", content_type=PROTOBUF, transfer_encoding="chunked")
-        + b"zz\r\n",
-    ],
-    ids=["tls", "length", "header", "chunk"],
-)
-def test_broken_http(raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """
-    Scenario: bytes that are not HTTP, a header of 100 kB, broken chunk framing.
-    Guarantees: 400, a quiet log, and the next client is served.
-    """
-
-    async def scenario() -> None:
-        async with http_door() as rig:
-            assert (await rig.send(raw)).status == 400
-            assert (await rig.post(BODY)).status == 200
-            assert len(rig.consumer.batches) == 1
-
-    asyncio.run(scenario())
-    assert not caplog.records
-
-
-def test_chunk_framing_that_breaks_midway(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Scenario: a good chunk, and later one whose length is not a number. aiohttp's parser does not
-    tell the reader of the body, only its own queue.
-    Guarantees: the deadline ends it; nothing is consumed, the next client is served.
-    """
-    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.05)
-
-    async def scenario() -> None:
-        async with http_door() as rig:
-            head = request_head(
-                "POST", "/v1/traces", content_type=PROTOBUF, transfer_encoding="chunked"
-            )
-            async with connect(rig.door.port) as (reader, writer):
-                writer.write(head + b"3\r\nabc\r\n")
-                await until(lambda: rig.door._bodies.held > 0)
-                writer.write(b"nonsense\r\n")
-                assert (await read_answer(reader)).status == 408
-            assert (rig.counted(Outcome.MALFORMED), rig.consumer.batches) == (1, [])
-            assert (await rig.post(BODY)).status == 200
-
-    asyncio.run(scenario())
-
-
-def test_broken_framing_that_the_parser_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Scenario: aiohttp's other parser, in pure Python, makes the reader of a broken body raise.
-    Guarantees: 400 with a Status body, counted.
-    """
-
-    async def broken(self: BodyReader, request: web.BaseRequest) -> bytes:
-        raise web.RequestPayloadError
-
-    monkeypatch.setattr(BodyReader, "read", broken)
-
-    async def scenario() -> None:
-        async with http_door() as rig:
-            answer = await rig.post(BODY)
-            assert (answer.status, status_in(answer).code) == (400, 3)
-            assert rig.counted(Outcome.MALFORMED) == 1
-
-    asyncio.run(scenario())
-
-
-async def stop_under_load(rig: HttpRig) -> tuple[Answer, Answer, bytes]:
-    """Stop with one request being judged, one body half here and one connection idle."""
-    rig.consumer.gate = asyncio.Event()
-    port = rig.door.port
-    judged = asyncio.create_task(rig.post(BODY))
-    await rig.consumer.entered.wait()
-    head = request_head("POST", "/v1/traces", content_type=PROTOBUF, content_length="9")
-    async with connect(port) as (half_reader, half), connect(port) as (idle_reader, _):
-        half.write(head + b"x")
-        await until(lambda: rig.door._bodies.held > 0)
-        stopping = asyncio.create_task(rig.door.stop(5))
-        refused, end = await read_answer(half_reader), await idle_reader.read()
-        assert not judged.done()
-        rig.consumer.gate.set()
-        await stopping
-        with pytest.raises(OSError, match=r"(?i)connect"):
-            await asyncio.open_connection("127.0.0.1", port)
-        return await judged, refused, end
-
-
-def test_stop_finishes_what_was_taken_over() -> None:
-    """
-    Scenario: a stop while one request is judged, one body is half here, one connection is idle.
-    Guarantees: the first is answered 200, the second is asked to retry at once, the third closed,
-    new connections are refused.
-    """
-
-    async def scenario() -> None:
-        async with http_door() as rig:
-            judged, refused, end = await stop_under_load(rig)
-            assert (judged.status, refused.status, end) == (200, 503, b"")
-            assert (rig.counted(Outcome.ACCEPTED), rig.counted(Outcome.STOPPING)) == (1, 1)
-
-    uvloop.run(scenario())
-    asyncio.run(scenario())
-
-
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_taken_port_is_an_error_that_names_it(run: object) -> None:
-    """
-    Scenario: a second door on the port of the first.
-    Guarantees: OSError with the address in its message.
-    """
-
-    async def scenario() -> None:
-        async with http_door() as rig:
-            config = HttpReceiverConfig(endpoint=f"127.0.0.1:{rig.door.port}")
-            second = HttpReceiver(config, Consumer(), Telemetry(), StandingClock())
-            with pytest.raises(OSError, match=config.endpoint):
-                await second.start()
-            await second.stop(0)
-
-    assert callable(run)
-    run(scenario())

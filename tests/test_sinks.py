@@ -278,6 +278,22 @@ def test_waits_grow_up_to_a_bound() -> None:
     assert waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
+def test_close_tries_again_at_once_and_soon() -> None:
+    """
+    Scenario: the writer waits for a minute after a failure; the sink is closed; one more attempt
+    fails before the next goes well.
+    Guarantees: close needs no minute, and what was held gets out.
+    """
+    gate, telemetry = Gate(), Telemetry(sinks=["w"])
+    gate.failures = 1 << 30
+    worker = make_worker(lambda _: gate() or 0, telemetry=telemetry, retry_s=(60.0, 60.0))
+    worker.put(events(3))
+    until(lambda: worker.problem is not None)
+    gate.failures = 1
+    assert worker.close(10)
+    assert counted(telemetry, "w") == (3, 0)
+
+
 def test_an_idle_worker_ticks_and_finishes() -> None:
     """
     Scenario: nothing is put; then the worker is closed.

@@ -245,6 +245,44 @@ def test_a_write_cut_short_is_taken_back(tmp_path: Path) -> None:
     assert verify(path).ok
 
 
+def test_what_cannot_be_taken_back_at_once_is_taken_back_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a write fails after its bytes are in the file, and so does cutting them off.
+    Guarantees: the next attempt cuts them off before it writes.
+    """
+    path, gate = tmp_path / "audit.jsonl", Gate()
+    file, failing = Trail(path, StoppedClock(), gate), Gate()
+    gate.failures = failing.failures = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", failing)
+        with pytest.raises(OSError, match="No space left"):
+            file.append([{"type": "a"}])
+    assert len(read(path)) == 1
+    file.append([{"type": "b"}])
+    file.close()
+    assert [record["type"] for record in read(path)] == ["b"]
+
+
+def test_the_stop_is_recorded_when_the_queue_is_full(tmp_path: Path) -> None:
+    """
+    Scenario: the disk hangs, the queue overflows, the service stops.
+    Guarantees: the trail ends with a gap that has the number of lost records, then the stop.
+    """
+    path, gate = tmp_path / "audit.jsonl", Gate()
+    gate.shut()
+    sink = build_audit(path, sync=gate, queue_records=2)
+    sink.offer(events(5))
+    sink.service_stopped(accepted=0, sent=0, held=0, dropped=0)
+    gate.open()
+    assert sink.close(10)
+    gap, stop = read(path)[-2:]
+    assert (gap["type"], gap["count"]) == ("gap", 3)
+    assert gap["reason"] == "records were dropped: the queue was full"
+    assert stop["type"] == "service.stop"
+
+
 def test_the_trail_goes_on_after_a_restart(tmp_path: Path) -> None:
     """
     Scenario: three runs; the second one ends without saying so.

@@ -181,6 +181,7 @@ def test_causes_are_told_apart() -> None:
         LINES[0] + forged[1]: "line 2 does not continue the record before it",
         LINES[0][:-1]: "line 1 is torn",
         b"x" * (LINE_BYTES_MAX + 5): "line 1 is longer than any record",
+        b"x" * (LINE_BYTES_MAX + 5) + b"\n": "line 1 is longer than any record",
     }
     for data, message in cases.items():
         assert verify_bytes(data)[3].startswith(message)
@@ -208,6 +209,17 @@ def test_lines_made_to_break_the_reader(line: bytes) -> None:
     Guarantees: a verdict, never an exception.
     """
     assert verify_bytes(line + b"\n")[:3] == (False, 0, 1)
+
+
+def test_half_a_record_number_is_none() -> None:
+    """
+    Scenario: a record whose hash is right has the number 1.5.
+    Guarantees: it does not pass for record 1.
+    """
+    body = f'"prev":"{GENESIS}","seq":1.5}}'
+    digest = hashlib.sha256(b"{" + body.encode()).hexdigest()
+    message = verify_bytes(f'{{"hash":"{digest}",{body}\n'.encode())[3]
+    assert message == "line 1 is not a record: seq or prev is missing"
 
 
 def test_an_empty_trail_is_whole_and_a_missing_one_is_an_error(tmp_path: Path) -> None:

@@ -78,10 +78,11 @@ def _advance(state, second, seconds):
             state["counts"][place] = 0
         state["total"] = 0
     else:
-        for passed in range(state["head"] + 1, second + 1):
-            leaving = (passed - seconds) % SECONDS
+        leaving = (second - seconds) % SECONDS
+        for _ in range(gap):
             state["total"] -= state["counts"][leaving]
             state["counts"][leaving] = 0
+            leaving = leaving - 1 if leaving > 0 else np.int64(SECONDS - 1)
     state["head"] = second
 
 

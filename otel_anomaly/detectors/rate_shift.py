@@ -73,21 +73,16 @@ PLAN = np.dtype(
         ("action", "i8"),
     ]
 )
-RING = np.dtype(
-    [
-        ("head", "i8"),  # Number of the open bucket since 1970.
-        ("flagged", "i8"),  # Bit a place: a verdict in that bucket reached pause.
-        ("limit", "f4"),  # For the open bucket; 0: not worked out yet, infinite: cold.
-        ("usual", "f4"),
-        ("counts", "u2", (BUCKETS,)),
-    ],
-    align=True,
-)
+# Seconds come first, minutes second. What every call reads stands together, in front.
 STATE = np.dtype(
     [
         ("first_ns", "i8"),  # Of the first call; 0: none yet.
         ("samples", "i8"),  # Calls counted that raised no alarm, ever.
-        ("rings", RING, (2,)),  # Seconds, minutes.
+        ("head", "i8", (2,)),  # Number of the open bucket since 1970.
+        ("flagged", "i8", (2,)),  # Bit a place: a verdict in that bucket reached pause.
+        ("limit", "f4", (2,)),  # For the open bucket; 0: not worked out yet, infinite: cold.
+        ("usual", "f4", (2,)),
+        ("counts", "u2", (2, BUCKETS)),
         ("peaks", "u2", (BUCKETS,)),  # Place of a minute -> its busiest second.
     ],
     align=True,
@@ -155,23 +150,22 @@ def baseline(past, count, peaks, k, ratio, floor):
 @kernel
 def _work_out(state, which, plan):
     """Settle limit and usual of a ring for its open bucket, from its closed ones."""
-    ring = state["rings"][which]
     span = SECOND_NS if which == 0 else MINUTE_NS
-    closed = min(ring["head"] - state["first_ns"] // span, np.int64(BUCKETS - 1))
+    closed = min(state["head"][which] - state["first_ns"] // span, np.int64(BUCKETS - 1))
     past = np.empty(BUCKETS, np.int64)
     count = 0
     for back in range(1, closed + 1):
-        place = (ring["head"] - back) % BUCKETS
-        if ring["flagged"] >> place & 1 == 0:
-            past[count] = ring["counts"][place]
+        place = (state["head"][which] - back) % BUCKETS
+        if state["flagged"][which] >> place & 1 == 0:
+            past[count] = state["counts"][which, place]
             count += 1
     peaks = np.zeros(BUCKETS if which == 0 else 0, np.int64)
     for i in range(peaks.size):
         peaks[i] = state["peaks"][i]
     if count < plan["min_buckets"] or state["samples"] < plan["min_samples"]:
-        ring["limit"], ring["usual"] = np.inf, 0.0
+        state["limit"][which], state["usual"][which] = np.inf, 0.0
         return
-    ring["limit"], ring["usual"] = baseline(
+    state["limit"][which], state["usual"][which] = baseline(
         past, count, peaks, plan["k"], plan["ratio"], plan["floor"][which]
     )
 
@@ -179,11 +173,10 @@ def _work_out(state, which, plan):
 @inlined
 def _note_peak(state):
     """A second closes: it may be the busiest of its minute."""
-    ring = state["rings"][0]
-    place = ring["head"] % BUCKETS
-    minute = ring["head"] // 60
-    if ring["flagged"] >> place & 1 == 0 and minute > state["rings"][1]["head"] - BUCKETS:
-        count = ring["counts"][place]
+    place = state["head"][0] % BUCKETS
+    minute = state["head"][0] // 60
+    if state["flagged"][0] >> place & 1 == 0 and minute > state["head"][1] - BUCKETS:
+        count = state["counts"][0, place]
         if count > state["peaks"][minute % BUCKETS]:
             state["peaks"][minute % BUCKETS] = count
 
@@ -191,30 +184,36 @@ def _note_peak(state):
 @inlined
 def _advance(state, which, bucket):
     """Open a newer bucket of a ring; what was skipped was idle, and counts as 0."""
-    ring = state["rings"][which]
-    passed = min(bucket - ring["head"], np.int64(BUCKETS))
-    for back in range(passed):
-        place = (bucket - back) % BUCKETS
-        ring["counts"][place] = 0
-        ring["flagged"] &= ~(np.int64(1) << place)
+    passed = bucket - state["head"][which]
+    state["head"][which] = bucket
+    state["limit"][which] = 0.0
+    if passed >= BUCKETS:
+        state["flagged"][which] = 0
+        for place in range(BUCKETS):
+            state["counts"][which, place] = 0
+            if which == 1:
+                state["peaks"][place] = 0
+        return
+    place = bucket % BUCKETS
+    for _ in range(passed):
+        state["counts"][which, place] = 0
+        state["flagged"][which] &= ~(np.int64(1) << place)
         if which == 1:
             state["peaks"][place] = 0
-    ring["head"] = bucket
-    ring["limit"] = 0.0
+        place = place - 1 if place > 0 else np.int64(BUCKETS - 1)
 
 
 @inlined
 def _judge_ring(state, which, plan, bucket, fresh, sign):
     """Hold the open bucket of one ring against its limit; the worse of two findings stays."""
-    ring = state["rings"][which]
-    if bucket != ring["head"]:
+    if bucket != state["head"][which]:
         return
-    count = np.int64(ring["counts"][bucket % BUCKETS]) + (1 if fresh else 0)
+    count = np.int64(state["counts"][which, bucket % BUCKETS]) + (1 if fresh else 0)
     if count < plan["floor"][which]:
         return
-    if ring["limit"] == 0.0:
+    if state["limit"][which] == 0.0:
         _work_out(state, which, plan)
-    limit = float(ring["limit"])
+    limit = float(state["limit"][which])
     if which == 1 and plan["ceiling"] > 0:
         limit = min(limit, float(plan["ceiling"]))
     if count / limit > sign["ratio"]:
@@ -224,7 +223,7 @@ def _judge_ring(state, which, plan, bucket, fresh, sign):
     score = 1.0 - limit / (2.0 * count)
     if score > sign["score"]:
         sign["score"], sign["action"] = score, plan["action"]
-        sign["observed"], sign["limit"], sign["usual"] = count, limit, ring["usual"]
+        sign["observed"], sign["limit"], sign["usual"] = count, limit, state["usual"][which]
         sign["window_s"] = 1.0 if which == 0 else 60.0
 
 
@@ -236,13 +235,13 @@ def score(state, plan, now_ns, fresh, sign):
     second, minute = now_ns // SECOND_NS, now_ns // MINUTE_NS
     if state["first_ns"] == 0:
         state["first_ns"] = now_ns
-    if minute > state["rings"][1]["head"]:
+    if minute > state["head"][1]:
         _note_peak(state)
         _advance(state, 1, minute)
-    if second > state["rings"][0]["head"]:
+    if second > state["head"][0]:
         _note_peak(state)
         _advance(state, 0, second)
-    if minute <= state["rings"][1]["head"] - BUCKETS:
+    if minute <= state["head"][1] - BUCKETS:
         sign["skipped"] = LATE
         return
     sign["skipped"] = COLD if is_cold(state, plan, now_ns) else JUDGED
@@ -264,14 +263,13 @@ def learn(state, now_ns, alarmed):
     `alarmed`: its verdict reached pause, so its buckets are kept out of the baselines.
     """
     for which in range(2):
-        ring = state["rings"][which]
         bucket = now_ns // (SECOND_NS if which == 0 else MINUTE_NS)
-        if bucket <= ring["head"] - BUCKETS:
+        if bucket <= state["head"][which] - BUCKETS:
             continue
         place = bucket % BUCKETS
-        if ring["counts"][place] < COUNT_MAX:
-            ring["counts"][place] += 1
+        if state["counts"][which, place] < COUNT_MAX:
+            state["counts"][which, place] += 1
         if alarmed:
-            ring["flagged"] |= np.int64(1) << place
+            state["flagged"][which] |= np.int64(1) << place
     if not alarmed:
         state["samples"] += 1

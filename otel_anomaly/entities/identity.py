@@ -9,7 +9,7 @@ are kept apart by agent: a fleet that sends no session ids is not added up into 
 
 What a trace is said to be: for each identity the word of the span that started first, ties by the
 smaller hash. That choice does not depend on the order of arrival, so spans of one request may come
-in any order. Rows of the trace table keep the text as well, for the audit trail: the span that
+in any order. Records of the trace table keep the text as well, for the audit trail: the span that
 brought it is long gone.
 """
 
@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.entities.table import Table, find, find_or_make
+from otel_anomaly.entities.table import OF_ROW, find, find_or_make
 from otel_anomaly.kernels import copy, inlined, kernel
 from otel_anomaly.otlp.dialects import AGENT, SESSION, TENANT, USER, WEAK, WHO
 from otel_anomaly.otlp.hashing import hash_two
@@ -37,6 +37,7 @@ FROM_NOBODY, FROM_SPAN, FROM_TRACE, FROM_WEAK = range(4)
 
 TRACE = np.dtype(
     [
+        *OF_ROW,
         ("start_ns", "i8", (len(WHO),)),
         ("hash", "i8", (len(WHO),)),  # 0: not said yet.
         ("kind", "i1", (len(WHO),)),
@@ -67,18 +68,15 @@ def scoped_key(kind, tenant, value, seed):
     return hash_two(hash_two(kind, tenant, seed), value, seed)
 
 
-@kernel
-def remember_trace(table, traces, data, row, now_ns):
+@inlined
+def remember_trace(table, data, row, now_ns):
     """Let a span's own identity speak for its trace."""
     if row["flags"] & IS_HINT == 0 or row["flags"] & BAD_ID != 0:
         return
-    number, is_new = find_or_make(table, row["trace"], now_ns)
+    number = find_or_make(table, row["trace"], now_ns)
     if number == 0:
         return
-    trace = traces[number]
-    if is_new:
-        for who in range(len(WHO)):
-            trace["hash"][who] = 0
+    trace = table.rows[number]
     for who in range(len(WHO)):
         if row["order"][who] >= RESOURCE_LEVEL:
             continue
@@ -98,8 +96,8 @@ def remember_trace(table, traces, data, row, now_ns):
             copy(trace["text"][who], 0, data, row["at"][who], length)
 
 
-@kernel
-def resolve(table: Table, traces, row, scope_kind, seed, person):
+@inlined
+def resolve(table, row, scope_kind, seed, person):
     """Settle who made the call of `row` and under which keys it is counted, into `person`."""
     known = np.int64(0)
     if row["flags"] & BAD_ID == 0:
@@ -110,8 +108,8 @@ def resolve(table: Table, traces, row, scope_kind, seed, person):
         if order < WEAK:
             person["hash"][who] = row["hash"][who]
             person["source"][who] = FROM_SPAN
-        elif known != 0 and traces[known]["hash"][who] != 0:
-            person["hash"][who] = traces[known]["hash"][who]
+        elif known != 0 and table.rows[known]["hash"][who] != 0:
+            person["hash"][who] = table.rows[known]["hash"][who]
             person["source"][who] = FROM_TRACE
         elif order != ABSENT:
             person["hash"][who] = row["hash"][who]

@@ -1,11 +1,12 @@
 """Key to row: open addressing over arrays, bounded, with idle and least-recently-seen eviction.
 
     slots   [ key | row ]   linear probing, a power of two, at most half full; key 0 is free
-    rows    1 .. capacity   one for each entity; detectors keep their arrays by the same numbers
+    rows    1 .. capacity   one record for each entity: its key, when it was seen, its state
     row 0                   the overflow row: shared by whoever got none, never judged by its past
 
-A new key takes a free row, else that of the longest silent among `SAMPLE` rows under a moving
-hand (Redis evicts the same way; an exact order would cost two cache misses a call). A row seen
+A new key takes a free row, else that of the longest silent among `sample` rows under a moving
+hand (Redis evicts the same way; an exact order would cost two cache misses a call; a sample of 1 is
+first in, first out). A row seen
 within `keep_ns` is never taken: a flood of new names cannot push out those who are at work, the
 newcomers share row 0 instead. An entity silent for more than `idle_ns` is a new one when it comes
 back, so what is remembered of it does not depend on when its row was swept.
@@ -20,11 +21,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import inlined, kernel
+from otel_anomaly.kernels import borrow, inlined, kernel, prefetch
 
 KEY, ROW_NUMBER = range(2)
-SAMPLE: Final = 16
-
 HEAD = np.dtype(
     [
         ("mask", "i8"),
@@ -35,11 +34,13 @@ HEAD = np.dtype(
         ("hand", "i8"),
         ("idle_ns", "i8"),
         ("keep_ns", "i8"),
+        ("sample", "i8"),
         ("evicted", "i8"),
         ("overflow", "i8"),  # Look-ups that were answered with row 0.
     ]
 )
-ENTITY = np.dtype([("key", "i8"), ("seen_ns", "i8")])
+OF_ROW: Final = (("key", "i8"), ("seen_ns", "i8"))
+"""First fields of every record."""
 
 
 class Table(NamedTuple):
@@ -50,16 +51,30 @@ class Table(NamedTuple):
     slots: np.ndarray
     """int64 [2^n, 2]."""
     rows: np.ndarray
-    """ENTITY [capacity + 1]."""
+    """[capacity + 1] of a record that begins with OF_ROW."""
+    blank: np.ndarray
+    """[1] of the same: what a new entity starts from, all zeros."""
 
 
-def make_table(capacity: int, *, idle_ns: int, keep_ns: int) -> Table:
+def make_table(
+    capacity: int, record: np.dtype, *, idle_ns: int, keep_ns: int, sample: int = 16
+) -> Table:
     """An empty table of `capacity` rows. Pages of memory are used as rows are."""
     size = 1 << (2 * capacity).bit_length()
     head = np.zeros(1, HEAD)
     head["mask"], head["capacity"], head["hand"] = size - 1, capacity, 1
     head["idle_ns"], head["keep_ns"] = idle_ns, keep_ns
-    return Table(head, np.zeros((size, 2), np.int64), np.zeros(capacity + 1, ENTITY))
+    head["sample"] = min(sample, capacity)
+    rows = np.zeros(capacity + 1, record)
+    return Table(head, np.zeros((size, 2), np.int64), rows, np.zeros(1, record))
+
+
+@inlined
+def borrow_table(table):
+    """`borrow` for all arrays of a table."""
+    return Table(
+        borrow(table.head), borrow(table.slots), borrow(table.rows), borrow(table.blank)
+    )
 
 
 @inlined
@@ -74,30 +89,51 @@ def find(table, key):
     return np.int64(0)
 
 
-@kernel
+@inlined
 def find_or_make(table, key, now_ns):
-    """Returns (row, is new). A new row's state must be emptied; row 0 when there is no room."""
-    head = table.head[0]
+    """The row of `key`, its state empty when it is new; 0 when there is no room."""
     row = find(table, key)
-    if row != 0:
-        entity = table.rows[row]
-        is_new = now_ns - entity["seen_ns"] > head["idle_ns"]
-        if now_ns > entity["seen_ns"]:
-            entity["seen_ns"] = now_ns
-        return row, is_new
+    if row == 0:
+        return _make(table, key, now_ns)
+    seen_ns = table.rows[row]["seen_ns"]
+    if now_ns - seen_ns > table.head[0]["idle_ns"]:
+        table.rows[row] = table.blank[0]
+        table.rows[row]["key"] = key
+    if now_ns > seen_ns:
+        table.rows[row]["seen_ns"] = now_ns
+    return row
+
+
+@kernel
+def _make(table, key, now_ns):
+    """A row for a key that is not in the table; 0 when there is no room."""
+    head = table.head[0]
     row = _take_row(table, now_ns)
     if row == 0:
         head["overflow"] += 1
-        return row, False
+        return row
     place = key & head["mask"]
     while table.slots[place, KEY] != 0:
         place = (place + 1) & head["mask"]
     table.slots[place, KEY] = key
     table.slots[place, ROW_NUMBER] = row
+    table.rows[row] = table.blank[0]
     table.rows[row]["key"] = key
     table.rows[row]["seen_ns"] = now_ns
     head["in_use"] += 1
-    return row, True
+    return row
+
+
+@inlined
+def prefetch_slot(table, key):
+    """Ask for the slot of a key ahead of time: look-ups are mostly waiting for memory."""
+    prefetch(table.slots[:, KEY], key & table.head[0]["mask"])
+
+
+@inlined
+def prefetch_row(table, key):
+    """Ask for the record of a key whose slot was asked for before."""
+    prefetch(table.rows, find(table, key))
 
 
 @kernel
@@ -112,7 +148,7 @@ def _take_row(table, now_ns):
         head["used"] += 1
         return head["used"]
     best = np.int64(0)
-    for _ in range(min(SAMPLE, head["capacity"])):
+    for _ in range(head["sample"]):
         row = head["hand"]
         head["hand"] = row + 1 if row < head["capacity"] else 1
         if best == 0 or table.rows[row]["seen_ns"] < table.rows[best]["seen_ns"]:

@@ -58,14 +58,12 @@ def charge_of(size: int) -> int:
 class Group:
     """Payloads of one signal that travel as one request."""
 
-    __slots__ = ("backoff", "charge", "parts", "spans")
+    __slots__ = ("charge", "parts", "spans")
 
     def __init__(self, parts: Sequence[Payload], charge: int) -> None:
         self.parts = parts
         self.charge = charge
         self.spans = spans_in(parts)
-        self.backoff: Backoff | None = None
-        """Made at the first attempt, so that waiting for it does not count."""
 
     def body(self) -> bytes:
         """The request. A single payload is not copied."""
@@ -245,8 +243,8 @@ class SendQueue:
 
     async def _deliver(self, group: Group) -> None:
         """Bring a group to its end: sent, dropped, or cut into its parts."""
-        if group.backoff is None:
-            group.backoff = Backoff(self._policy, self._chance, self._loop.time())
+        # Time counts from the first attempt on: waiting for it in the queue does not.
+        backoff = Backoff(self._policy, self._chance, self._loop.time())
         while True:
             result = await self._attempt(group)
             if result.kind is Kind.SENT:
@@ -257,7 +255,7 @@ class SendQueue:
                 self._refused(group, result)
                 return
             self._notices.fails(result.message)
-            wait_s = group.backoff.next_wait(self._loop.time(), result.retry_after_s)
+            wait_s = backoff.next_wait(self._loop.time(), result.retry_after_s)
             if wait_s is None:
                 self._drop(group, "retries_exhausted", result.message)
                 return

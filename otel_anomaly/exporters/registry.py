@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from otel_anomaly.config import (
-    DebugExporterConfig,
     FileExporterConfig,
     OtlpGrpcExporterConfig,
     OtlpHttpExporterConfig,
@@ -64,6 +63,6 @@ def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: 
             return GrpcExporter(section)
         case OtlpHttpExporterConfig():
             return HttpExporter(section, clock)
-        case DebugExporterConfig():
+        case _:
             detailed = section.verbosity == "detailed"
             return DebugExporter(stream, detailed=detailed, prefix=config.annotate.prefix)

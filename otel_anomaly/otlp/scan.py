@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import inlined, kernel, load1, load8
+from otel_anomaly.kernels import borrow, inlined, kernel, load1, load8
 from otel_anomaly.otlp.dialects import ERROR, FACTS, MARK, WHO
 from otel_anomaly.otlp.hashing import hash_bytes, hash_two
 from otel_anomaly.otlp.wire import (
@@ -549,6 +549,8 @@ def _scan(data, keys, inherited, rows, resources, scopes):
 
     `inherited`: ROW [3], what a span starts from: of its resource, of its scope, and nothing.
     """
+    data, rows = borrow(data), borrow(rows)
+    inherited, resources, scopes = borrow(inherited), borrow(resources), borrow(scopes)
     state = np.zeros(3, np.int64)
     number = np.int64(0)
     at = np.int64(0)

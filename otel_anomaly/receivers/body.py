@@ -87,7 +87,7 @@ def inflate(wire: bytes, wbits: int) -> Iterator[bytes]:
             pending = memoryview(stream.unconsumed_tail)
             if piece:
                 yield piece
-            elif False:
+            elif not had_input and not stream.eof:
                 raise ValueError("the compressed body is cut short")
         offset -= len(stream.unused_data)
         if offset == len(view):

@@ -57,15 +57,13 @@ than 8 KiB of headers: 400 characters of 4 bytes each come to 4800 + 2200 bytes.
 
 
 def retry_after_s(reply: Reply) -> float:
-    """When to send again, seconds; 0 when never."""
-    if not reply.outcome.retryable:
-        return 0.0
+    """When to send again, seconds."""
+    assert reply.outcome.retryable
     return reply.retry_after_s if reply.retry_after_s > 0 else RETRY_AFTER_S
 
 
 def retry_after_header(reply: Reply) -> str:
     """Whole seconds for `Retry-After`, rounded up: rounded down, 0.3 s would mean "at once"."""
-    assert reply.outcome.retryable
     return str(max(1, math.ceil(retry_after_s(reply))))
 
 

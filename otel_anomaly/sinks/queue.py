@@ -33,6 +33,8 @@ RETRY_CLOSING_S = 0.1
 GRACE_S = 1.0
 """After the time to flush is over, how long the thread may take to see it."""
 
+assert RETRY_CLOSING_S < GRACE_S
+
 
 class LifeCycle(NamedTuple):
     """The service started or stopped."""
@@ -132,7 +134,6 @@ class SinkWorker:
             lost = _count_records(self._queue) + _count_records(self._held)
             self._queue.clear()
             self._held = []
-            self._paused.notify_all()
         self._dropped.inc(lost)
         self._thread.join(GRACE_S)
         return lost == 0

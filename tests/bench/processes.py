@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 30
+
+
+TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+"""The operating system tells CPU time in steps of this."""
 
 
 def cpu_seconds(pid: int) -> float:

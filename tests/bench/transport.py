@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.bench.bodies import FreshBodies
 from tests.bench.load import Load, LoadReport, Transport, run_load
-from tests.bench.processes import Peer, SinkPeer, cpu_seconds
+from tests.bench.processes import TICK_SECONDS, Peer, SinkPeer, cpu_seconds
 from tests.bench.report import Figure
 from tests.e2e.service_process import Section, ServiceProcess, wait_until
 
@@ -117,7 +117,7 @@ def run_round(course: Course, who: Contestant, case: Case, requests: int, tally:
     wait_until(
         lambda: course.sink.counts()["spans"] >= expected, f"spans of {who.name} at the sink"
     )
-    spent_us = (cpu_seconds(who.pid) - cpu_s) * 1e6
+    spent_us = max(cpu_seconds(who.pid) - cpu_s, TICK_SECONDS) * 1e6
     after = course.sink.counts()
     if report.succeeded != requests or after["spans"] != expected:
         came = after["spans"] - before["spans"]

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import grpc
 import psutil  # type: ignore[import-untyped]
@@ -18,6 +18,8 @@ from tests.e2e.clients import grpc_channel, grpc_export, http_connection, http_e
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from http.client import HTTPConnection
+    from types import TracebackType
 
     from tests.e2e.conftest import StartService
     from tests.e2e.service_process import ServiceProcess
@@ -27,8 +29,7 @@ pytestmark = pytest.mark.e2e
 MIB = 1 << 20
 LIMIT = 4 * MIB
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
-PERMANENT = {400, 413}
-PERMANENT_GRPC = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED}
+GZIPPED = {"Content-Encoding": "gzip"}
 LIMITS = {
     "grpc": {"max_recv_msg_size_mib": LIMIT // MIB},
     "http": {"max_request_body_size": LIMIT},
@@ -65,6 +66,14 @@ def bomb(size: int) -> bytes:
     return b"".join([*parts, packer.flush()])
 
 
+def post(connection: HTTPConnection, body: bytes) -> int:
+    """The status of one request on a kept-alive connection."""
+    connection.request("POST", "/v1/traces", body, PROTOBUF)
+    with connection.getresponse() as answer:
+        answer.read()
+        return answer.status
+
+
 class GoodClient(threading.Thread):
     """Sends well-formed requests all the time and keeps every answer."""
 
@@ -79,15 +88,23 @@ class GoodClient(threading.Thread):
         with http_connection(self.port) as connection:
             while not self.over.is_set():
                 body = traffic.request([agent.call(time.time_ns())])
-                connection.request("POST", "/v1/traces", body, PROTOBUF)
-                with connection.getresponse() as answer:
-                    answer.read()
-                self.statuses.append(answer.status)
+                self.statuses.append(post(connection, body))
 
-    def finish(self) -> int:
-        """End it. Returns how many requests it sent; all of them must have been accepted."""
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
         self.over.set()
         self.join()
+
+    def check(self) -> int:
+        """Everything it sent must have been accepted. Returns how many that is."""
         assert self.statuses
         assert set(self.statuses) == {200}
         return len(self.statuses)
@@ -106,19 +123,17 @@ def test_garbage_beside_good_clients(limited: ServiceProcess) -> None:
     Guarantees: each piece is refused for good, the good client is always accepted, and only its
     calls are counted and learned.
     """
-    good = GoodClient(limited.http_port)
-    good.start()
     pieces = list(truncated())
-    with http_connection(limited.http_port) as connection:
+    with (
+        GoodClient(limited.http_port) as good,
+        http_connection(limited.http_port) as connection,
+        grpc_channel(limited.grpc_port) as channel,
+    ):
         for piece in pieces:
-            connection.request("POST", "/v1/traces", piece, PROTOBUF)
-            with connection.getresponse() as answer:
-                answer.read()
-            assert answer.status == 400, len(piece)
-    with grpc_channel(limited.grpc_port) as channel:
+            assert post(connection, piece) == 400, len(piece)
         for piece in pieces[::7]:
             assert grpc_export(channel, piece) is grpc.StatusCode.INVALID_ARGUMENT, len(piece)
-    sent = good.finish()
+    sent = good.check()
     assert limited.metric("tool_calls_total") == sent
     assert limited.metric("entities", scope="session") == 1
     assert limited.metric("detection_failures_total") == 0
@@ -129,21 +144,17 @@ def test_flipped_bytes_beside_good_clients(limited: ServiceProcess) -> None:
     Scenario: one client sends requests with one byte changed, while another sends good ones.
     Guarantees: each is accepted or refused for good, never answered with a fault of ours.
     """
-    good = GoodClient(limited.http_port)
-    good.start()
     with (
+        GoodClient(limited.http_port) as good,
         http_connection(limited.http_port) as connection,
         grpc_channel(limited.grpc_port) as channel,
     ):
         for piece in flipped():
-            connection.request("POST", "/v1/traces", piece, PROTOBUF)
-            with connection.getresponse() as answer:
-                answer.read()
-            assert answer.status in {200, 400}
-            status = grpc_export(channel, piece)
+            answer, status = post(connection, piece), grpc_export(channel, piece)
+            assert answer in {200, 400}
             assert status in {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
-            assert (status is grpc.StatusCode.OK) == (answer.status == 200)
-    good.finish()
+            assert (status is grpc.StatusCode.OK) == (answer == 200)
+    good.check()
     assert limited.metric("detection_failures_total") == 0
 
 
@@ -154,19 +165,19 @@ def test_bombs_beside_good_clients(limited: ServiceProcess) -> None:
     Guarantees: all are refused for good, the good client is accepted, and resident memory grows by
     far less than one bomb holds.
     """
-    good = GoodClient(limited.http_port)
-    good.start()
     process = psutil.Process(limited.pid)
     before = process.memory_info().rss
     packed = bomb(256 * MIB)
-    gzipped = {"Content-Encoding": "gzip"}
-    for _ in range(3):
-        assert http_export(limited.http_port, packed, headers=gzipped) == 413
-        assert http_export(limited.http_port, gzip.compress(victim())[:-9], headers=gzipped) == 400
-        with grpc_channel(limited.grpc_port) as channel:
-            status = grpc_export(channel, bytes(2 * LIMIT))
-            assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
-            status = grpc_export(channel, bytes(64 * MIB), compression=grpc.Compression.Gzip)
-            assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert process.memory_info().rss - before < 64 * MIB
-    good.finish()
+    torn = gzip.compress(victim())[:-9]
+    with (
+        GoodClient(limited.http_port) as good,
+        grpc_channel(limited.grpc_port) as channel,
+    ):
+        for _ in range(3):
+            assert http_export(limited.http_port, packed, headers=GZIPPED) == 413
+            assert http_export(limited.http_port, torn, headers=GZIPPED) == 400
+            for body, compression in ((2 * LIMIT, None), (64 * MIB, grpc.Compression.Gzip)):
+                status = grpc_export(channel, bytes(body), compression=compression)
+                assert status is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert process.memory_info().rss - before < 64 * MIB
+    good.check()
