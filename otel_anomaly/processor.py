@@ -25,7 +25,7 @@ from otel_anomaly.detectors import rate, rate_shift
 from otel_anomaly.detectors.finding import ACTIONS, SIGN, SKIP_REASONS
 from otel_anomaly.entities import identity
 from otel_anomaly.entities.table import make_table, sweep
-from otel_anomaly.handoff import Batch, EpisodeEvent, Outcome, Payload, Reply, Signal
+from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
 from otel_anomaly.judge import (
     AGENT,
     BAD_IDS,
@@ -133,10 +133,6 @@ class _Scratch:
             self._sized(1 << max(rows - 1, 255).bit_length(), annotation)
 
 
-Findings = Callable[[Columns, Judgement], list[EpisodeEvent]]
-"""Turns the steps of a judgement into events for the sinks."""
-
-
 class Processor:
     """Judges trace requests and hands everything on."""
 
@@ -162,10 +158,10 @@ class Processor:
             prefix=config.annotate.prefix,
             seed=seed,
         )
-        self._texts = make_texts(
+        self.texts = make_texts(
             config.annotate.prefix, all_signals=config.annotate.signals == "all"
         )
-        self._annotation_max = annotation_bytes_max(self._texts)
+        self._annotation_max = annotation_bytes_max(self.texts)
         self._scratch = _Scratch()
         self.state = make_state(config)
         self._spans = 0
@@ -180,8 +176,12 @@ class Processor:
         try:
             columns = scan(batch.body, self.keys)
         except MalformedRequest as error:
-            return self._refuse(batch, Outcome.MALFORMED, 0, str(error))
+            return self.refuse_malformed(batch, error)
         return self.process_columns(batch, columns)
+
+    def refuse_malformed(self, batch: Batch, error: MalformedRequest) -> Reply:
+        """The answer to a batch that the scan refused."""
+        return self._refuse(batch, Outcome.MALFORMED, 0, str(error))
 
     def process_columns(self, batch: Batch, columns: Columns) -> Reply:
         """`process` for a trace batch that was scanned already."""
@@ -208,7 +208,7 @@ class Processor:
         scratch, rows = self._scratch, columns.rows.size
         ends = scratch.ends[:rows]
         encode(
-            self._texts[0],
+            self.texts[0],
             judgement.verdicts,
             judgement.findings,
             scratch.double,

@@ -11,6 +11,7 @@ from the start, so that `rate()` sees the first event. No agent, session or tool
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -41,8 +42,23 @@ JUDGE_METRICS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "entities": ("Rows in use.", ("scope",), True),
     "entities_evicted": ("Rows given to another entity.", ("scope",), False),
     "entities_overflow": ("Tool calls that got no row of their own.", ("scope",), False),
-    "episodes_open": ("Episodes that have not ended.", (), True),
 }
+
+
+class Ledger(NamedTuple):
+    """Where the accepted spans are; sent, held and dropped are summed over the exporters."""
+
+    accepted: int
+    sent: int
+    held: int
+    dropped: int
+
+    def sentence(self) -> str:
+        """For people; with one exporter the numbers add up."""
+        return (
+            f"accepted {self.accepted} spans = sent {self.sent} + held {self.held}"
+            f" + dropped {self.dropped}"
+        )
 
 
 class Telemetry:
@@ -96,6 +112,7 @@ class Telemetry:
         self.detection_failures = self._counter(
             "detection_failures", "Batches that went on without a verdict because detection failed."
         )
+        self.episodes_open = self._gauge("episodes_open", "Episodes that have not ended.")
         self.ready = self._gauge("ready", "1 when the doors are open.")
         self._start_at_zero(exporters, sinks)
 
@@ -106,6 +123,23 @@ class Telemetry:
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
+
+    def ledger(self) -> Ledger:
+        """The sums over transports and exporters, for the last words and the audit trail."""
+        totals = dict.fromkeys(Ledger._fields, 0)
+        for metric, field in (
+            (self.accepted_spans, "accepted"),
+            (self.sent_spans, "sent"),
+            (self.held_spans, "held"),
+            (self.dropped_spans, "dropped"),
+        ):
+            for family in metric.collect():
+                totals[field] += sum(
+                    int(sample.value)
+                    for sample in family.samples
+                    if not sample.name.endswith("_created")
+                )
+        return Ledger(**totals)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)

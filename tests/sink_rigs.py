@@ -85,14 +85,15 @@ class StoppedClock:
 
 
 class Gate:
-    """Called with each write: lets it pass, holds it while shut, fails it so many times."""
+    """Called with each write: lets it pass, holds it while shut, fails it when told to."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
         self._free = threading.Event()
         self._free.set()
-        self.failures = 0
-        self.error: Exception | None = OSError(errno.ENOSPC, "No space left on device")
+        self._lock = threading.Lock()
+        self._failures = 0
+        self.error: Exception = OSError(errno.ENOSPC, "No space left on device")
 
     def shut(self) -> None:
         self._free.clear()
@@ -100,12 +101,18 @@ class Gate:
     def open(self) -> None:
         self._free.set()
 
+    def fail(self, times: int = 1 << 30) -> None:
+        """Fail the next writes; 0 to stop failing."""
+        with self._lock:
+            self._failures = times
+
     def __call__(self, *_: object) -> None:
         self.entered.set()
         assert self._free.wait(30)
-        if self.failures:
-            self.failures -= 1
-            raise self.error
+        with self._lock:
+            if self._failures:
+                self._failures -= 1
+                raise self.error
 
 
 class GatedStream(io.StringIO):

@@ -91,7 +91,9 @@ def test_close_does_not_wait_for_ever(
     """
     monkeypatch.setattr(queue, "GRACE_S", 0.01)
     rig = make(tmp_path)
-    rig.gate.error, rig.gate.failures = error, 1 if error else 0
+    if error:
+        rig.gate.error = error
+        rig.gate.fail(1)
     rig.gate.shut()
     rig.sink.offer(events(7))
     assert rig.gate.entered.wait(10)
@@ -124,11 +126,11 @@ def test_a_failure_that_passes_loses_nothing(make: MakeRig, tmp_path: Path) -> N
     Guarantees: the sink says what is wrong meanwhile; then every event is told once, in order.
     """
     rig, offered = make(tmp_path), events(30)
-    rig.gate.failures = 1 << 30
+    rig.gate.fail()
     rig.sink.offer(offered)
     until(lambda: rig.sink.problem is not None)
     assert rig.sink.problem == f"{rig.name}: [Errno 28] No space left on device"
-    rig.gate.failures = 4
+    rig.gate.fail(4)
     until(lambda: counted(rig.telemetry, rig.name)[0] == 30)
     assert rig.sink.problem is None
     assert rig.sink.close(10)
@@ -143,7 +145,7 @@ def test_a_failure_that_stays_is_counted(make: MakeRig, tmp_path: Path) -> None:
     Guarantees: nothing is told, everything is counted as dropped, the thread ends.
     """
     rig = make(tmp_path)
-    rig.gate.failures = 1 << 30
+    rig.gate.fail()
     rig.sink.offer(events(9))
     assert not rig.sink.close(0.02)
     assert rig.told() == []
@@ -180,7 +182,8 @@ def test_the_queue_is_bounded_in_bytes(make: MakeRig, tmp_path: Path) -> None:
     rig.gate.shut()
     huge = "x" * (1 << 20)
     rig.sink.offer([PLAIN._replace(agent=huge, tenant=huge, reason=huge)] * 5)
-    held = [*rig.sink._worker._queue, *rig.sink._worker._held]
+    with rig.sink._worker._filled:
+        held = [*rig.sink._worker._queue, *rig.sink._worker._held]
     rig.gate.open()
     assert rig.sink.close(10)
     assert len(held) == 5
@@ -265,7 +268,7 @@ def test_waits_grow_up_to_a_bound() -> None:
     Guarantees: each wait is twice the one before, and none is above the longest.
     """
     gate, waits = Gate(), []
-    gate.failures = 8
+    gate.fail(8)
 
     def write(group: list[queue.Item]) -> int:
         gate(group)
@@ -285,11 +288,11 @@ def test_close_tries_again_at_once_and_soon() -> None:
     Guarantees: close needs no minute, and what was held gets out.
     """
     gate, telemetry = Gate(), Telemetry(sinks=["w"])
-    gate.failures = 1 << 30
+    gate.fail()
     worker = make_worker(lambda _: gate() or 0, telemetry=telemetry, retry_s=(60.0, 60.0))
     worker.put(events(3))
     until(lambda: worker.problem is not None)
-    gate.failures = 1
+    gate.fail(1)
     assert worker.close(10)
     assert counted(telemetry, "w") == (3, 0)
 

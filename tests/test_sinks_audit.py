@@ -158,7 +158,7 @@ def test_a_full_disk_refuses_the_start(tmp_path: Path) -> None:
     Guarantees: OSError while the start can still be refused; no half record stays.
     """
     gate = Gate()
-    gate.failures = 1
+    gate.fail(1)
     sink = build_audit(tmp_path / "audit.jsonl", sync=gate)
     with pytest.raises(OSError, match="No space left"):
         sink.service_started()
@@ -180,7 +180,7 @@ def test_a_repair_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None
         build_audit(path)
     assert path.read_bytes() == b"torn"
     place.rmdir()
-    gate.failures = 1
+    gate.fail(1)
     with pytest.raises(OSError, match="No space left"):
         build_audit(path, sync=gate)
     assert place.read_bytes() == b"torn"
@@ -254,7 +254,8 @@ def test_what_cannot_be_taken_back_at_once_is_taken_back_later(
     """
     path, gate = tmp_path / "audit.jsonl", Gate()
     file, failing = Trail(path, StoppedClock(), gate), Gate()
-    gate.failures = failing.failures = 1
+    gate.fail(1)
+    failing.fail(1)
     with monkeypatch.context() as patch:
         patch.setattr(os, "ftruncate", failing)
         with pytest.raises(OSError, match="No space left"):
@@ -404,7 +405,7 @@ def test_what_others_append_is_not_taken_back(tmp_path: Path) -> None:
     sink.service_started()
     with path.open("ab") as file:
         file.write(b"forged\n")
-    gate.failures = 1
+    gate.fail(1)
     sink.offer(events(1))
     assert sink.close(10)
     assert verify(path).line == 2

@@ -49,7 +49,7 @@ def test_the_life_of_an_episode() -> None:
         step="escalate",
         action="block",
         time_ns=NOW_NS + MINUTE_NS,
-        reason="500 calls in 60 s, limit 500",
+        reason="rate: 500 calls in 60 s, limit 500",
     )
     end = block._replace(
         step="end", time_ns=NOW_NS + 3 * MINUTE_NS, observed=600.0, limit=500.0, count=501

@@ -141,7 +141,8 @@ def episode_line(event: EpisodeEvent) -> str:
 
 def _sign(event: EpisodeEvent) -> str:
     if event.reason:
-        return printable(event.reason, REASON_CHARS_MAX)
+        reason = event.reason.removeprefix(f"{event.detector}: ")  # The line has that already.
+        return printable(reason, REASON_CHARS_MAX)
     return _figures(event)
 
 

@@ -1,0 +1,134 @@
+"""The book of open episodes: from steps that leave the kernel to events for the sinks.
+
+The kernel says when an episode starts, gets worse, and that it was over when its entity is heard
+of again. An entity that falls silent is not heard of again: `tick` ends those that have been quiet
+for `hold`. What is open is remembered in words, because the end comes when the span is long gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from otel_anomaly.detectors.finding import ACTIONS
+from otel_anomaly.handoff import EpisodeEvent
+from otel_anomaly.judge import DETECTORS, END, RATE, STEPS, Judgement, State
+from otel_anomaly.otlp.scan import Columns
+from otel_anomaly.report import Reporter, episode_id
+
+LOOKED_AT_PER_TICK = 4096
+
+Key = tuple[int, int]
+"""Detector, row of its entity."""
+
+
+class EpisodeBook:
+    """Open episodes of one processor."""
+
+    def __init__(self, reporter: Reporter, hold_ns: int) -> None:
+        self._reporter = reporter
+        self._hold_ns = hold_ns
+        self._open: dict[Key, EpisodeEvent] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def take(self, columns: Columns, judgement: Judgement, state: State) -> list[EpisodeEvent]:
+        """The events that a judgement makes, in order."""
+        events: list[EpisodeEvent] = []
+        for step in judgement.steps:
+            key = (int(step["detector"]), int(step["entity"]))
+            if step["step"] == END:
+                events.extend(self._end(key, step["episode"]))
+                continue
+            event = self._event(step, columns, judgement, state)
+            opened = self._open.get(key)
+            if opened is not None and opened.episode != event.episode:
+                events.append(_ended(opened))  # Its row went to another entity.
+            self._open[key] = event
+            events.append(event)
+        return events
+
+    def tick(self, state: State, now_ns: int) -> list[EpisodeEvent]:
+        """End the episodes that have been quiet for `hold`; the longest open are looked at first."""
+        events: list[EpisodeEvent] = []
+        for key in list(self._open)[:LOOKED_AT_PER_TICK]:
+            opened = self._open.pop(key)
+            record = _record(state, key)
+            if record["start_ns"] != opened.start_ns:
+                events.append(_ended(opened))
+            elif now_ns - record["last_ns"] > self._hold_ns:
+                events.append(_ended(opened, record))
+                record["start_ns"] = 0
+            else:
+                self._open[key] = opened
+        return events
+
+    def end_all(self, state: State) -> list[EpisodeEvent]:
+        """End everything: the service stops, and what it remembers goes with it."""
+        keys = list(self._open)
+        return [event for key in keys for event in self._end(key, _record(state, key))]
+
+    def forget(self) -> list[EpisodeEvent]:
+        """End everything with what is known here: the state was emptied."""
+        events = [_ended(opened) for opened in self._open.values()]
+        self._open.clear()
+        return events
+
+    def _end(self, key: Key, record: np.void) -> Iterable[EpisodeEvent]:
+        opened = self._open.pop(key, None)
+        if opened is not None:
+            same = record["start_ns"] == opened.start_ns
+            yield _ended(opened, record if same else None)
+
+    def _event(
+        self, step: np.void, columns: Columns, judgement: Judgement, state: State
+    ) -> EpisodeEvent:
+        call = self._reporter.call(columns, judgement, state.traces, int(step["row"]))
+        finding = self._reporter.finding(judgement, int(step["finding"]), call.who)
+        start_ns = int(step["episode"]["start_ns"])
+        return EpisodeEvent(
+            step=STEPS[step["step"]],
+            episode=episode_id(finding.detector, finding.entity, call.who, start_ns),
+            time_ns=call.time_ns,
+            start_ns=start_ns,
+            detector=DETECTORS[step["detector"]],
+            action=ACTIONS[step["episode"]["action"]],
+            score=float(step["episode"]["score"]),
+            observed=finding.observed,
+            limit=finding.limit,
+            window_s=finding.window_s,
+            count=int(step["episode"]["count"]),
+            entity=finding.entity,
+            reason=finding.reason,
+            tenant=call.who.tenant,
+            agent=call.who.agent,
+            session=call.who.session,
+            user=call.who.user,
+            tool=call.tool,
+            trace_id=call.trace_id,
+            span_id=call.span_id,
+        )
+
+
+def _record(state: State, key: Key) -> np.void:
+    """The kernel's record of an episode, not a copy."""
+    detector, row = key
+    table = state.sessions if detector == RATE else state.agents
+    record: np.void = table.rows[row]["episode"]
+    return record
+
+
+def _ended(opened: EpisodeEvent, record: np.void | None = None) -> EpisodeEvent:
+    """The end of an episode: with its peak and count when the kernel still has them."""
+    if record is None:
+        return opened._replace(step=STEPS[END])
+    return opened._replace(
+        step=STEPS[END],
+        time_ns=int(record["last_ns"]),
+        action=ACTIONS[record["action"]],
+        score=float(record["score"]),
+        observed=float(record["peak"]),
+        count=int(record["count"]),
+    )

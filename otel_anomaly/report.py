@@ -1,0 +1,110 @@
+"""What is told of a judgement: findings, calls and steps of episodes, in words.
+
+The kernels leave rows of numbers; here they become records for people and sinks. Runs only for
+what is told: a finding in a replay, a step of an episode in the service.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from otel_anomaly.detectors.finding import ACTIONS
+from otel_anomaly.entities import names
+from otel_anomaly.entities.identity import OF_AGENT
+from otel_anomaly.entities.table import Table
+from otel_anomaly.judge import DETECTORS, RATE, Judgement
+from otel_anomaly.otlp.scan import IS_ERROR, Columns
+from otel_anomaly.verdict import LINE_BYTES, put_reason
+
+
+class Call(NamedTuple):
+    """One judged call, in words."""
+
+    who: names.Caller
+    tool: str | None
+    trace_id: str
+    span_id: str
+    time_ns: int
+    error: bool
+    action: str
+    score: float
+    types: tuple[str, ...]
+
+
+class Finding(NamedTuple):
+    """One detector about one call, in words."""
+
+    detector: str
+    action: str
+    score: float
+    observed: float
+    limit: float
+    usual: float
+    window_s: float
+    entity: str
+    reason: str
+
+
+class Reporter:
+    """Puts judgements into words, with the texts the verdicts are written from."""
+
+    def __init__(self, texts: np.ndarray) -> None:
+        self._texts = texts
+        self._line = np.zeros(LINE_BYTES, np.uint8)
+
+    def call(self, columns: Columns, judgement: Judgement, traces: Table, row: int) -> Call:
+        """The call of a row that was judged."""
+        verdict, span = judgement.verdicts[row], columns.rows[row]
+        types = tuple(
+            DETECTORS[judgement.findings[i]["detector"]]
+            for i in finding_numbers(verdict)
+            if judgement.findings[i]["sign"]["action"] > 0
+        )
+        return Call(
+            who=names.caller(columns.data, span, verdict["person"], traces),
+            tool=names.tool(columns.data, span),
+            trace_id=names.trace_id(columns.data, span),
+            span_id=names.span_id(columns.data, span),
+            time_ns=int(verdict["time_ns"]),
+            error=bool(span["flags"] & IS_ERROR),
+            action=ACTIONS[verdict["action"]],
+            score=float(verdict["score"]),
+            types=types,
+        )
+
+    def finding(self, judgement: Judgement, number: int, who: names.Caller) -> Finding:
+        """One finding about a call that `who` made."""
+        found = judgement.findings[number]
+        sign, detector = found["sign"], int(found["detector"])
+        person = judgement.verdicts[found["row"]]["person"]
+        kind = int(person["rate_kind"]) if detector == RATE else int(OF_AGENT)
+        size = put_reason(
+            self._texts[0], judgement.findings, np.int64(number), np.int64(1), self._line
+        )
+        return Finding(
+            detector=DETECTORS[detector],
+            action=ACTIONS[sign["action"]],
+            score=float(sign["score"]),
+            observed=float(sign["observed"]),
+            limit=float(sign["limit"]),
+            usual=float(sign["usual"]),
+            window_s=float(sign["window_s"]),
+            entity=names.entity(kind, who),
+            reason=self._line[:size].tobytes().decode("ascii"),
+        )
+
+
+def finding_numbers(verdict: np.void) -> range:
+    """Rows of the findings about a call."""
+    first = int(verdict["finding"])
+    return range(first, first + int(verdict["findings"]))
+
+
+def episode_id(detector: str, entity: str, who: names.Caller, start_ns: int) -> str:
+    """The same for all steps of an episode, in every run over the same stream."""
+    parts = (detector, entity, who.tenant or "", who.agent or "", str(start_ns))
+    framed = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(framed.encode()).hexdigest()[:16]
