@@ -1,0 +1,208 @@
+"""Recorded OTLP through the same processor: `otel-anomaly replay`.
+
+The clock is the stream itself, the seed is fixed and nothing else comes from outside, so the same
+recording gives the same findings to the bit, however it is cut into requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from otel_anomaly import recordings
+from otel_anomaly.config import Config
+from otel_anomaly.detectors.finding import ACTIONS
+from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
+from otel_anomaly.judge import DETECTORS, Judgement
+from otel_anomaly.otlp.scan import Columns
+from otel_anomaly.processor import Processor
+from otel_anomaly.recordings import RecordingError
+from otel_anomaly.report import Call, Finding, Reporter, finding_numbers
+from otel_anomaly.telemetry import Telemetry
+
+SEED: Final = 0x6F74656C
+EXIT_OK, EXIT_UNREADABLE = 0, 2
+NS: Final = 1_000_000_000
+
+
+class Replay:
+    """One replay: the processor, what it found, and where the annotated requests go."""
+
+    def __init__(self, config: Config, *, calls: bool, writer: recordings.Writer | None) -> None:
+        self.findings: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
+        self._keep_calls = calls
+        self._writer = writer
+        self.processor = Processor(
+            config, self, Telemetry(), seed=SEED, on_judged=self._on_judged
+        )
+        self._reporter = Reporter(self.processor.texts)
+
+    def reserve(self, bytes_needed: int) -> Outcome:
+        """There is always room."""
+        assert bytes_needed > 0
+        return Outcome.ACCEPTED
+
+    def commit(self, payload: Payload, bytes_reserved: int) -> None:
+        """Write an annotated request."""
+        assert len(payload.body) <= bytes_reserved
+        if self._writer is not None:
+            self._writer.write(payload.body, payload.signal)
+
+    def retry_after_s(self) -> float:
+        """Never asked: nothing is refused for want of room."""
+        return 0.0
+
+    def request(self, recorded: recordings.Recorded) -> None:
+        """Judge one request. Raises RecordingError when it is not OTLP."""
+        reply: Reply = self.processor.process(
+            Batch(recorded.body, recorded.signal, "http", received_ns=0)
+        )
+        if reply.outcome is not Outcome.ACCEPTED:
+            raise RecordingError(f"{recorded.place}: {reply.message}")
+
+    def _on_judged(self, columns: Columns, judgement: Judgement) -> None:
+        wanted = judgement.verdicts["judged"] != 0
+        wanted &= judgement.verdicts["duplicate"] == 0
+        if not self._keep_calls:
+            wanted &= judgement.verdicts["findings"] != 0
+        for row in wanted.nonzero()[0].tolist():
+            call = self._reporter.call(columns, judgement, self.processor.state.traces, row)
+            if self._keep_calls:
+                self.calls.append(_call_record(call))
+            for number in finding_numbers(judgement.verdicts[row]):
+                finding = self._reporter.finding(judgement, number, call.who)
+                self.findings.append(_finding_record(call, finding))
+
+    def summary(self, seconds: float) -> dict[str, Any]:
+        """The sums over the whole recording."""
+        counts = self.processor.counts()
+        return {
+            "spans": counts["spans", ()],
+            "tool_calls": counts["tool_calls", ()],
+            "verdicts": {action: counts["verdicts", (action,)] for action in ACTIONS},
+            "findings": {
+                detector: sum(counts["findings", (detector, action)] for action in ACTIONS[1:])
+                for detector in DETECTORS
+            },
+            "late": counts["late", ()],
+            "duplicates": counts["duplicates", ()],
+            "seconds": round(seconds, 3),
+        }
+
+
+def rfc3339(time_ns: int) -> str:
+    """UTC, to the nanosecond. Years outside 1970 to 9999 are told as nanoseconds."""
+    seconds, rest = divmod(time_ns, NS)
+    if not 0 <= seconds < 253402300800:
+        return f"{time_ns}ns"
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09d}Z"
+
+
+def _identity(call: Call) -> dict[str, Any]:
+    who = call.who
+    return {"tenant": who.tenant, "agent": who.agent, "session": who.session, "user": who.user}
+
+
+def _call_record(call: Call) -> dict[str, Any]:
+    return {
+        "trace_id": call.trace_id,
+        "span_id": call.span_id,
+        "time": rfc3339(call.time_ns),
+        "signal": Signal.TRACES.value,
+        "tool": call.tool,
+        "arguments": None,  # Not read yet: no detector needs them.
+        **_identity(call),
+        "error": call.error,
+        "action": call.action,
+        "score": call.score,
+        "types": list(call.types),
+    }
+
+
+def _finding_record(call: Call, finding: Finding) -> dict[str, Any]:
+    return {
+        "time": rfc3339(call.time_ns),
+        "type": finding.detector,
+        "action": finding.action,
+        "score": finding.score,
+        "observed": finding.observed,
+        "limit": finding.limit,
+        "baseline": finding.usual,
+        "window_s": finding.window_s,
+        "entity": finding.entity,
+        "reason": finding.reason,
+        **_identity(call),
+        "tool": call.tool,
+        "trace_id": call.trace_id,
+        "span_id": call.span_id,
+    }
+
+
+def _printable(text: object, width: int) -> str:
+    """One cell of the table: names come from agents, so nothing in them moves the cursor."""
+    cell = "".join(c if c.isprintable() else "?" for c in str("" if text is None else text))
+    return cell if len(cell) <= width else cell[: width - 1] + "~"
+
+
+_COLUMNS: Final = (("time", 30), ("action", 6), ("score", 5), ("entity", 28), ("tool", 20))
+
+
+def _print_table(replay: Replay, summary: dict[str, Any], stdout: TextIO) -> None:
+    if replay.findings:
+        head = "  ".join(name.ljust(width) for name, width in _COLUMNS)
+        print(f"{head}  reason", file=stdout)
+    for finding in replay.findings:
+        shown = finding | {"score": f"{finding['score']:.2f}"}
+        cells = [_printable(shown[name], width).ljust(width) for name, width in _COLUMNS]
+        print("  ".join([*cells, finding["reason"]]), file=stdout)
+    verdicts = ", ".join(f"{name} {count}" for name, count in summary["verdicts"].items())
+    found = ", ".join(f"{name} {count}" for name, count in summary["findings"].items())
+    print(
+        f"{summary['spans']} spans, {summary['tool_calls']} tool calls: {verdicts}\n"
+        f"findings: {found}; late {summary['late']}, duplicates {summary['duplicates']};"
+        f" {summary['seconds']} s",
+        file=stdout,
+    )
+
+
+def replay_command(
+    config: Config,
+    files: Sequence[Path],
+    *,
+    out: Path | None,
+    output_format: str,
+    calls: bool,
+    signal: Signal,
+    stdout: TextIO,
+) -> int:
+    """Replay `files` in order and print the report. Returns the exit code."""
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        try:
+            writer = None
+            if out is not None:
+                writer = recordings.Writer(out)
+                stack.callback(writer.close)
+            replay = Replay(config, calls=calls, writer=writer)
+            for path in files:
+                for recorded in recordings.read(path, signal):
+                    replay.request(recorded)
+        except RecordingError as error:
+            print(error, file=sys.stderr)
+            return EXIT_UNREADABLE
+    summary = replay.summary(time.perf_counter() - started)
+    if output_format == "json":
+        report: dict[str, Any] = {"summary": summary, "findings": replay.findings}
+        if calls:
+            report["calls"] = replay.calls
+        json.dump(report, stdout, indent=1)
+        stdout.write("\n")
+    else:
+        _print_table(replay, summary, stdout)
+    return EXIT_OK
