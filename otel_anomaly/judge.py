@@ -40,7 +40,7 @@ from otel_anomaly.kernels import borrow, inlined, kernel, prefetch
 from otel_anomaly.otlp.scan import BAD_ID, IS_CALL
 
 DETECTORS: Final = ("rate", "rate_shift")
-RATE, RATE_SHIFT = range(len(DETECTORS))
+RATE, RATE_SHIFT = np.arange(len(DETECTORS))
 CLAUSES: Final = (rate.CLAUSE, rate_shift.CLAUSE)
 _DETECTORS, _ACTIONS, _REASONS = len(DETECTORS), len(ACTIONS), len(SKIP_REASONS)
 
@@ -217,7 +217,7 @@ def _settle_time(row, plan, state, received_ns, verdict):
     verdict["time_ns"] = time_ns
 
 
-@inlined
+@kernel
 def _note_episode(episode, sign, time_ns, row, detector, entity, finding, plan, steps, used):
     """Open, prolong, raise or end the episode of one detector about one entity.
 
@@ -335,8 +335,8 @@ def _finding_of(findings, verdict, detector):
     """Number of the detector's finding about this call if it reached warn, else -1."""
     for i in range(verdict["finding"], verdict["finding"] + verdict["findings"]):
         if findings[i]["detector"] == detector and findings[i]["sign"]["action"] >= WARN:
-            return i
-    return -1
+            return np.int64(i)
+    return np.int64(-1)
 
 
 @inlined

@@ -8,15 +8,16 @@ The primitives (`load1`, `load8`, `fold`, `copy`, `prefetch`) are each written t
 which is their definition, and as the machine instruction. Compiled code does not check array
 bounds, and these never do: **the caller proves that what it asks for lies inside the array**.
 
-The cache: numba keys compiled code by the file of the *calling* kernel, so a change in a callee
-would go unseen. We therefore name the cache folder after a digest of every source that imports
-this module.
+The cache: numba keys compiled code by the file of the *calling* kernel, so a change in a callee,
+or in a constant from another module, would go unseen. We therefore name the cache folder after a
+digest of every source that kernels are made of.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,14 @@ from numba.extending import intrinsic, overload
 F = TypeVar("F", bound=Callable[..., Any])
 
 _WORD = (1 << 64) - 1
+_ROOMS = {"otlp", "entities", "detectors"}
+
+
+def goes_into_kernels(source: Path) -> bool:
+    """Whether a source holds kernels, or lies in a room whose constants are compiled into them."""
+    if source.parent.name in _ROOMS or source == Path(__file__):
+        return True
+    return re.search(rb"^@(kernel|inlined)$", source.read_bytes(), re.MULTILINE) is not None
 
 
 def _cache_folder() -> Path:
@@ -38,9 +47,8 @@ def _cache_folder() -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(repr((numba.__version__, numba.config.BOUNDSCHECK)).encode())
     for source in sorted(Path(__file__).parent.rglob("*.py")):
-        text = source.read_bytes()
-        if b"otel_anomaly.kernels" in text or source == Path(__file__):
-            digest.update(text)
+        if goes_into_kernels(source):
+            digest.update(source.read_bytes())
     return root / "otel-anomaly" / digest.hexdigest()[:16]
 
 

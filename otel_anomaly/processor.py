@@ -54,7 +54,7 @@ from otel_anomaly.judge import (
 from otel_anomaly.otlp.dialects import compile_keys
 from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
 from otel_anomaly.otlp.splice import splice
-from otel_anomaly.telemetry import JudgeCounts, Telemetry
+from otel_anomaly.telemetry import TRANSPORTS, JudgeCounts, Telemetry
 from otel_anomaly.verdict import LINE_BYTES, annotation_bytes_max, encode, make_texts
 
 LOG = logging.getLogger("otel_anomaly")
@@ -164,6 +164,7 @@ class Processor:
         self._annotation_max = annotation_bytes_max(self.texts)
         self._scratch = _Scratch()
         self.state = make_state(config)
+        self._accepted = {name: telemetry.accepted_spans.labels(name) for name in TRANSPORTS}
         self._spans = 0
         self._forged = 0
         self.healthy = True
@@ -199,7 +200,7 @@ class Processor:
                 self._detection_failed()
         self._spans += columns.span_count
         self._room.commit(Payload(body, Signal.TRACES, columns.span_count), room)
-        self._telemetry.accepted_spans.labels(batch.transport).inc(columns.span_count)
+        self._accepted[batch.transport].inc(columns.span_count)
         return Reply(Outcome.ACCEPTED)
 
     def annotate(self, columns: Columns, received_ns: int) -> bytes:

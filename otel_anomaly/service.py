@@ -18,6 +18,7 @@ import logging
 import random
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
 from otel_anomaly.processor import Processor
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
+from otel_anomaly.receivers.listener import host_and_port
 from otel_anomaly.receivers.monitoring import Monitoring
 from otel_anomaly.report import Reporter
 from otel_anomaly.sinks import AuditSink, ConsoleSink
@@ -91,6 +93,7 @@ class Service:
         self._audit: AuditSink | None = None
         self._console: ConsoleSink | None = None
         self._stopping = False
+        self._exporters_run = False
         self._ticker: asyncio.Task[None] | None = None
         self._build_doors()
 
@@ -110,7 +113,9 @@ class Service:
         """Far end first. Raises OSError naming what is taken; what was started is stopped again."""
         try:
             await self.monitoring.start()
+            self._check_doors_are_free()
             await self._fanout.start()
+            self._exporters_run = True
             self._start_sinks()
             await asyncio.to_thread(warm)
             for door in (self.grpc, self.http):
@@ -124,6 +129,19 @@ class Service:
         self._ticker = asyncio.create_task(self._tick_forever())
         self.is_ready = True
         self.telemetry.ready.set(1)
+
+    def _check_doors_are_free(self) -> None:
+        """Say that a port is taken at once, not when the kernels are compiled."""
+        protocols = self._config.receivers.otlp.protocols
+        for section in (protocols.grpc, protocols.http):
+            if section is not None:
+                address = host_and_port(section.endpoint)
+                family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+                try:
+                    socket.create_server(address, family=family).close()
+                except OSError as error:
+                    reason = error.strerror or str(error)
+                    raise OSError(f"cannot listen on {section.endpoint}: {reason}") from error
 
     def _start_sinks(self) -> None:
         config = self._config
@@ -214,15 +232,14 @@ class Service:
         if self._ticker is not None:
             self._ticker.cancel()
         self._tell(self._book.end_all(self.processor.state))
-        held = await self._fanout.stop(self._config.service.drain_timeout / 1e9)
-        await asyncio.to_thread(self._close_sinks, sum(held.values()))
+        if self._exporters_run:
+            await self._fanout.stop(self._config.service.drain_timeout / 1e9)
+        await asyncio.to_thread(self._close_sinks)
         await self.monitoring.stop()
 
-    def _close_sinks(self, given_up: int) -> None:
-        ledger = self.telemetry.ledger()
-        assert given_up <= ledger.dropped, "what the deadline cut off is counted as dropped"
+    def _close_sinks(self) -> None:
         if self._audit is not None:
-            self._audit.service_stopped(**ledger._asdict())
+            self._audit.service_stopped(**self.telemetry.ledger()._asdict())
         for sink in (self._audit, self._console):
             if sink is not None:
                 sink.close(SINK_FLUSH_S)

@@ -13,10 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from otel_anomaly.handoff import Outcome, Signal
+
+# One more series for each counter, of which nobody asks when it was made.
+disable_created_metrics()
 
 PREFIX = "otel_anomaly"
 TRANSPORTS = ("grpc", "http")
@@ -134,11 +143,7 @@ class Telemetry:
             (self.dropped_spans, "dropped"),
         ):
             for family in metric.collect():
-                totals[field] += sum(
-                    int(sample.value)
-                    for sample in family.samples
-                    if not sample.name.endswith("_created")
-                )
+                totals[field] += sum(int(sample.value) for sample in family.samples)
         return Ledger(**totals)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

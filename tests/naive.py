@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
+from tests import wire_reader
+from tests import wire_writer as wire
 from tests.traffic import Value, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from google.protobuf.message import Message
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+    from opentelemetry.proto.common.v1.common_pb2 import AnyValue
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
     from otel_anomaly.config import IdentityConfig
 
-IDENTITIES = ("tenant", "agent", "session", "user")
+IDENTITIES = ("tenant", "agent", "session", "user", "owner")
+WAY_TO_SPANS = (1, 2, 2)
+"""Field numbers on the way down: request.resource_spans, .scope_spans, .spans."""
 
 
 def accepts(body: bytes) -> bool:
@@ -63,15 +69,24 @@ def text(value: AnyValue | None) -> str | None:
             return None
 
 
-def find(keys: Iterable[str], *places: Mapping[str, AnyValue]) -> str | None:
-    """The first usable value: all keys in the first place, then all in the next."""
+def usable(pairs: Iterable[KeyValue]) -> dict[str, str]:
+    """What attributes say in words. Of two with one key the last that says something counts."""
+    said = ((pair.key, text(pair.value)) for pair in pairs)
+    return {key: value for key, value in said if value is not None}
+
+
+def find(keys: Iterable[str], *places: Mapping[str, str]) -> str | None:
+    """The first key that is there: all keys in the first place, then all in the next."""
     ordered = list(keys)
-    for place in places:
-        for key in ordered:
-            found = text(place.get(key))
-            if found is not None:
-                return found
-    return None
+    return next((place[key] for place in places for key in ordered if key in place), None)
+
+
+def is_tool_call(own: Mapping[str, AnyValue]) -> bool:
+    """Whether a span with these attributes is one call of one tool, by the GenAI conventions."""
+    operation, tool = own.get("gen_ai.operation.name"), own.get("gen_ai.tool.name")
+    # Google ADK adds a span for parallel calls that is not a call itself.
+    merged = tool is not None and tool.string_value == "(merged tools)"
+    return operation is not None and operation.string_value == "execute_tool" and not merged
 
 
 def tool_calls(body: bytes, identity: IdentityConfig) -> list[dict[str, Any]]:
@@ -83,31 +98,26 @@ def tool_calls(body: bytes, identity: IdentityConfig) -> list[dict[str, Any]]:
     message = ExportTraceServiceRequest.FromString(body)
     calls = []
     for index, (span, resource, scope) in enumerate(spans_with_place(message)):
-        own = by_key(span.attributes)
-        operation = own.get("gen_ai.operation.name")
-        if operation is None or operation.WhichOneof("value") != "string_value":
-            continue
-        if operation.string_value == "execute_tool":
-            call = _tool_call(span, own)
-            places = (own, by_key(resource), by_key(scope))
+        if is_tool_call(by_key(span.attributes)):
+            places = [usable(pairs) for pairs in (span.attributes, resource, scope)]
+            call = _tool_call(span, places[0])
             calls.append({"index": index, **call, **_who(identity, places)})
     return calls
 
 
-def _tool_call(span: Span, own: Mapping[str, AnyValue]) -> dict[str, Any]:
-    tool = own.get("gen_ai.tool.name")
+def _tool_call(span: Span, own: Mapping[str, str]) -> dict[str, Any]:
     failed = span.status.code == Status.STATUS_CODE_ERROR
     return {
         "trace_id": span.trace_id,
         "span_id": span.span_id,
         "end_ns": span.end_time_unix_nano or span.start_time_unix_nano,
-        "tool": (tool.string_value or None) if tool is not None else None,
-        "error": failed or text(own.get("error.type")) is not None,
+        "tool": own.get("gen_ai.tool.name"),
+        "error": failed or "error.type" in own,
     }
 
 
 def _who(
-    identity: IdentityConfig, places: Sequence[Mapping[str, AnyValue]]
+    identity: IdentityConfig, places: Sequence[Mapping[str, str]]
 ) -> dict[str, dict[str, str | None]]:
     strong, weak = {}, {}
     for name in IDENTITIES:
@@ -115,6 +125,11 @@ def _who(
         strong[name] = find([key for key in keys if key not in identity.weak], *places)
         weak[name] = find([key for key in keys if key in identity.weak], *places)
     return {"strong": strong, "weak": weak}
+
+
+def is_forged(pair: KeyValue, prefix: str) -> bool:
+    """Whether an attribute that came with a span pretends to be a verdict."""
+    return pair.key.startswith(prefix + ".")
 
 
 def annotate(
@@ -127,10 +142,46 @@ def annotate(
     message = ExportTraceServiceRequest.FromString(body)
     for index, (span, _, _) in enumerate(spans_with_place(message)):
         for place in reversed(range(len(span.attributes))):
-            if span.attributes[place].key.startswith(prefix + "."):
+            if is_forged(span.attributes[place], prefix):
                 del span.attributes[place]
         span.attributes.extend(attributes(verdicts.get(index, ())))
     return message
+
+
+def splice(body: bytes, blobs: Mapping[int, bytes], prefix: str) -> bytes:
+    """`annotate` on the wire, byte for byte: `blobs` are encoded fields to append to each span.
+
+    Only messages with a change in them get a new length; all else is copied as it came.
+    """
+    count = itertools.count()
+
+    def copied(message: bytes, way_down: Sequence[int]) -> bytes:
+        if not way_down:
+            return _spliced_span(message, blobs.get(next(count), b""), prefix)
+        parts, touched = [], False
+        for field in wire_reader.fields(message):
+            whole, inner = message[field.at : field.end], message[field.start : field.end]
+            if (field.number, field.wire_type) == (way_down[0], wire.BYTES):
+                changed = copied(inner, way_down[1:])
+                if changed is not inner:
+                    touched = True
+                    tag = message[field.at : field.value_at]
+                    whole = tag + wire.varint(len(changed)) + changed
+            parts.append(whole)
+        return b"".join(parts) if touched else message
+
+    return copied(body, WAY_TO_SPANS)
+
+
+def _spliced_span(span: bytes, blob: bytes, prefix: str) -> bytes:
+    found = list(wire_reader.fields(span))
+    kept = [
+        span[field.at : field.end]
+        for field in found
+        if (field.number, field.wire_type) != (9, wire.BYTES)
+        or not is_forged(KeyValue.FromString(span[field.start : field.end]), prefix)
+    ]
+    return b"".join(kept) + blob if blob or len(kept) < len(found) else span
 
 
 def otlp_json(message: Message) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests import naive, traffic
 from tests import wire_writer as wire
 from tests.hostile import TRICKS
 
-IDENTITY = IdentityConfig()
+IDENTITY = IdentityConfig(owner=("organization.id",))
 
 
 def spans_of(body: bytes) -> list[Span]:
@@ -104,7 +104,8 @@ def test_an_agent_never_repeats_itself() -> None:
     assert traffic.Agent("b").trace_id != agent.trace_id
     found = naive.tool_calls(traffic.request(calls), IDENTITY)
     assert [call["error"] for call in found] == [True] + [False] * 99
-    assert found[1]["strong"] == {"tenant": "t", "agent": "a", "session": "s", "user": "u"}
+    named = {"tenant": "t", "agent": "a", "session": "s", "user": "u", "owner": None}
+    assert found[1]["strong"] == named
     assert found[1]["end_ns"] == traffic.START_NS + 1
 
 
@@ -165,27 +166,28 @@ def one_call(extra: traffic.Attributes, resource: traffic.Attributes = ()) -> di
 def test_naive_identity() -> None:
     """
     Scenario: the same identity said twice, in several places, by weak keys, in odd types.
-    Guarantees: the span wins over the resource, the earlier key over the later, the last duplicate
-    over the first; a weak key stands apart; numbers and truth values count as text.
+    Guarantees: the span wins over the resource, the earlier key over the later, the last usable
+    duplicate over the others; a weak key stands apart; numbers and truth values count as text.
     """
     call = one_call(
         [("user.id", "u"), ("tenant.id", 7)], [("enduser.id", "e"), ("service.name", "s")]
     )
-    assert call["strong"] == {"tenant": "7", "agent": None, "session": None, "user": "u"}
-    assert call["weak"] == {"tenant": None, "agent": "s", "session": None, "user": None}
+    nobody = dict.fromkeys(naive.IDENTITIES)
+    assert call["strong"] == {**nobody, "tenant": "7", "user": "u"}
+    assert call["weak"] == {**nobody, "agent": "s"}
     assert one_call([("user.id", "u"), ("enduser.id", True)])["strong"]["user"] == "true"
     assert one_call([("user.id", "u"), ("user.id", "v")])["strong"]["user"] == "v"
     assert (
         one_call([("user.id", ""), ("enduser.id", 1.5)], [("user.id", "r")])["strong"]["user"]
         == "r"
     )
-    assert one_call([("user.id", "u"), ("user.id", ["x"])])["strong"]["user"] is None
+    assert one_call([("user.id", "u"), ("user.id", ["x"])])["strong"]["user"] == "u"
 
 
 def test_naive_facts() -> None:
     """
     Scenario: spans that are nearly tool calls, and tool calls that say little.
-    Guarantees: only the string `execute_tool`, said last, makes a call; end falls back to start; an
+    Guarantees: only the string `execute_tool`, said last, makes a call of one tool; end falls back to start; an
     error is a status or a type that is not empty.
     """
     spans = [
@@ -195,6 +197,7 @@ def test_naive_facts() -> None:
             [("gen_ai.operation.name", ["execute_tool"])],
             [("gen_ai.operation.name", "execute_tool"), ("gen_ai.operation.name", "chat")],
             [("gen_ai.operation.name", "chat"), ("gen_ai.operation.name", "execute_tool")],
+            [("gen_ai.operation.name", "execute_tool"), ("gen_ai.tool.name", "(merged tools)")],
         )
     ]
     (call,) = naive.tool_calls(traffic.request(spans), IDENTITY)

@@ -58,6 +58,7 @@ BUCKETS: Final = 60
 COUNT_MAX: Final = 65535
 LEVEL_RANK: Final = 3
 """The level is the third largest: one or two bursts in the past do not lift the limit."""
+OF_SECONDS, OF_MINUTES = np.arange(2)
 MINUTE_NS: Final = 60 * SECOND_NS
 _ACTION = {"warn": WARN, "pause": PAUSE, "block": BLOCK}
 
@@ -181,7 +182,7 @@ def _note_peak(state):
             state["peaks"][minute % BUCKETS] = count
 
 
-@inlined
+@kernel
 def _advance(state, which, bucket):
     """Open a newer bucket of a ring; what was skipped was idle, and counts as 0."""
     passed = bucket - state["head"][which]
@@ -203,7 +204,7 @@ def _advance(state, which, bucket):
         place = place - 1 if place > 0 else np.int64(BUCKETS - 1)
 
 
-@inlined
+@kernel
 def _judge_ring(state, which, plan, bucket, fresh, sign):
     """Hold the open bucket of one ring against its limit; the worse of two findings stays."""
     if bucket != state["head"][which]:
@@ -237,16 +238,16 @@ def score(state, plan, now_ns, fresh, sign):
         state["first_ns"] = now_ns
     if minute > state["head"][1]:
         _note_peak(state)
-        _advance(state, 1, minute)
+        _advance(state, OF_MINUTES, minute)
     if second > state["head"][0]:
         _note_peak(state)
-        _advance(state, 0, second)
+        _advance(state, OF_SECONDS, second)
     if minute <= state["head"][1] - BUCKETS:
         sign["skipped"] = LATE
         return
     sign["skipped"] = COLD if is_cold(state, plan, now_ns) else JUDGED
-    _judge_ring(state, 0, plan, second, fresh, sign)
-    _judge_ring(state, 1, plan, minute, fresh, sign)
+    _judge_ring(state, OF_SECONDS, plan, second, fresh, sign)
+    _judge_ring(state, OF_MINUTES, plan, minute, fresh, sign)
 
 
 @inlined

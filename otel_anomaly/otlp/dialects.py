@@ -59,6 +59,9 @@ DIALECTS: tuple[Dialect, ...] = (
 
 
 SLOTS_MAX, ROLES_MAX, VALUES_MAX, RULES_MAX, PREFIX_MAX = 1024, 512, 62, 64, 64
+RANKS_MAX = 64
+"""Keys of one role; the scan adds multiples of it to say where a key was found."""
+assert WEAK % RANKS_MAX == 0
 KEYS = np.dtype(
     [
         ("seed", "i8"),  # The secret of all hashes.
@@ -84,7 +87,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 def _marks(dialects: Sequence[Dialect]) -> dict[tuple[str, str], int]:
     """Each (attribute, value) that some rule asks for -> its bit."""
     pairs = _unique(pair for d in dialects for pair in (*d.when, *d.unless))  # type: ignore[misc]
-    assert len(pairs) <= 62, "marks are bits of one int64"
+    assert len(pairs) <= VALUES_MAX, "marks are bits of one int64"
     return {pair: 1 << bit for bit, pair in enumerate(pairs)}  # type: ignore[misc]
 
 
@@ -119,6 +122,8 @@ def compile_keys(
 ) -> np.ndarray:
     """Build the table, KEYS [1]. `identity` holds a list of keys for each of `WHO`, best first."""
     assert len(identity) == len(WHO)
+    assert len(dialects) <= RULES_MAX, "too many dialects"
+    assert len(prefix) < PREFIX_MAX, "prefix too long"
     table = np.zeros(1, KEYS)
     keys = table[0]
     keys["seed"] = seed
@@ -145,7 +150,10 @@ def _fill_slots(
 ) -> None:
     """Open addressing with linear probing, at most half full."""
     size = 1 << (2 * len(by_key)).bit_length()
-    assert size <= SLOTS_MAX
+    assert size <= SLOTS_MAX, "too many keys"
+    assert sum(map(len, by_key.values())) <= ROLES_MAX, "too many roles"
+    ranks = [rank % WEAK for roles in by_key.values() for _, _, rank in roles]
+    assert max(ranks, default=0) < RANKS_MAX, "too many keys for one role"
     keys["slot_mask"] = size - 1
     slots = keys["slots"]
     used = 0

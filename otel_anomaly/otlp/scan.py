@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from otel_anomaly.kernels import borrow, inlined, kernel, load1, load8
-from otel_anomaly.otlp.dialects import ERROR, FACTS, MARK, WHO
+from otel_anomaly.otlp.dialects import ERROR, FACTS, MARK, RANKS_MAX, WEAK, WHO
 from otel_anomaly.otlp.hashing import hash_bytes, hash_two
 from otel_anomaly.otlp.wire import (
     BYTES,
@@ -49,8 +49,10 @@ NONE, STRING, BOOL, INT = range(4)
 
 ABSENT: Final = 1 << 14
 """Order of a fact that is not there; real ones are below."""
-SPAN_LEVEL, RESOURCE_LEVEL, SCOPE_LEVEL = np.int64(0), np.int64(64), np.int64(128)
+SPAN_LEVEL, RESOURCE_LEVEL, SCOPE_LEVEL = np.arange(3) * RANKS_MAX
 """Added to the rank of a key by where it was found. Weak keys come 256 behind (`dialects.WEAK`)."""
+assert SCOPE_LEVEL + RANKS_MAX <= WEAK
+assert WEAK + SCOPE_LEVEL + RANKS_MAX <= ABSENT
 
 ATTRIBUTES_OF_RESOURCE, ATTRIBUTES_OF_SCOPE = np.int64(1 << 3 | 2), np.int64(3 << 3 | 2)
 
@@ -59,6 +61,7 @@ IN_REQUEST, IN_RESOURCE_SPANS, IN_SCOPE_SPANS, IN_SPAN, IN_ATTRIBUTE = np.arange
 IN_RESOURCE, IN_SCOPE = np.int64(2), np.int64(3)
 
 IS_CALL, IS_HINT, IS_ERROR, BAD_ID = 1, 2, 4, 8
+assert IS_CALL == 1  # The scan adds it up.
 """Flags of a row. BAD_ID: trace or span id not 16 or 8 bytes, or all zero."""
 
 STATUS_CODE_ERROR: Final = 2
@@ -93,9 +96,13 @@ ROW = np.dtype(
     align=True,
 )
 
-BLANK = np.zeros(3, ROW)
+BLANK = np.zeros(1, ROW)
+"""What a resource inherits: nothing."""
 BLANK["order"] = ABSENT
 BLANK["trace_at"] = BLANK["span_at"] = -1
+
+# What the scan counts.
+USED, SPANS, SCOPES, CALLS = range(4)
 
 # Columns of a frame: a message with children, for the splice to mend its length.
 LENGTH_AT, START, END, PARENT = range(4)
@@ -164,8 +171,11 @@ def _count_spans(data, at, end, counts):
             tag, inner = read_tag(data, inner, stop)
             if inner < 0:
                 return False
-            counts[2] += tag == (2 << 3 | BYTES)
-            inner = skip(data, inner, stop, tag, IN_SCOPE_SPANS)
+            if tag == (2 << 3 | BYTES):
+                counts[2] += 1
+                _, inner = read_length(data, inner, stop)
+            else:
+                inner = skip(data, inner, stop, tag, IN_SCOPE_SPANS)
             if inner < 0:
                 return False
         at = stop
@@ -251,12 +261,12 @@ def _read_pair(data, at, end, depth):
 def decimal(number, digits):
     """Write a signed number as ASCII at the end of `digits` (uint8 [20]); returns where it begins."""
     at = 20
-    rest = number
+    rest = number if number < 0 else -number  # The negative side holds one number more.
     while True:
-        digit = rest - (rest // 10) * 10 if rest >= 0 else -(rest + (-rest // 10) * 10)
+        tens = (rest + 9) // 10
         at -= 1
-        digits[at] = 48 + digit
-        rest = rest // 10 if rest >= 0 else -(-rest // 10)
+        digits[at] = 48 + tens * 10 - rest
+        rest = tens
         if rest == 0:
             break
     if number < 0:
@@ -341,7 +351,7 @@ def _take_all(data, at, end, attributes, depth, level, keys, row):
         tag, at = read_tag(data, at, end)
         if tag == attributes:
             start, stop = read_length(data, at, end)
-            _, key, key_end, kind, value_at, length = _read_pair(data, start, stop, depth)
+            _, key, key_end, kind, value_at, length = _unusual_pair(data, start, stop, depth)
             hashed, place = _find_key(data, key, key_end, keys)
             if place >= 0:
                 _take(data, hashed, place, kind, value_at, length, level, keys, row)
@@ -362,7 +372,7 @@ def _is_forged(data, key, key_end, keys):
 @kernel
 def is_forged_pair(data, at, end, keys):
     """Whether a checked KeyValue stands under our prefix."""
-    _, key, key_end, _, _, _ = _read_pair(data, at, end, IN_ATTRIBUTE)
+    _, key, key_end, _, _, _ = _unusual_pair(data, at, end, IN_ATTRIBUTE)
     return _is_forged(data, key, key_end, keys)
 
 
@@ -376,11 +386,15 @@ def _read_span(data, at, end, keys, row):
         tag, at = read_tag(data, at, end)
         if at < 0:
             return False, marks
+        if tag == (7 << 3 | FIXED64) and end - at >= 8:
+            row["start_ns"] = load8(data, at)
+            at += 8
+            continue
+        if tag == (8 << 3 | FIXED64) and end - at >= 8:
+            row["end_ns"] = load8(data, at)
+            at += 8
+            continue
         if tag & 7 != BYTES:
-            if tag == (7 << 3 | FIXED64) and end - at >= 8:
-                row["start_ns"] = load8(data, at)
-            elif tag == (8 << 3 | FIXED64) and end - at >= 8:
-                row["end_ns"] = load8(data, at)
             at = skip(data, at, end, tag, IN_SPAN)
             if at < 0:
                 return False, marks
@@ -478,18 +492,22 @@ def _matters(row, marks, keys):
 
 
 @kernel
-def _scan_scope(data, frame, scope, keys, inherited, rows, state):
-    """One ScopeSpans: its scope, then its spans. `state`: rows used, span number."""
-    inherited[1] = inherited[0]
+def _scan_scope(data, frame, scope, keys, rows, state):
+    """One ScopeSpans: its scope, then its spans."""
+    inherited = rows[rows.size - 2]
+    rows[rows.size - 2] = rows[rows.size - 1]
     at, end = frame[START], frame[END]
     while at < end:
         tag, at = read_tag(data, at, end)
-        if tag & 7 == BYTES and tag != (2 << 3 | BYTES):
+        if tag == (2 << 3 | BYTES):
+            _, at = read_length(data, at, end)
+            continue
+        if tag & 7 == BYTES:
             start, stop = read_length(data, at, end)
             if tag >> 3 == 1:
                 if not check_message(data, start, stop, SCOPE, IN_SCOPE):
                     return False
-                _take_all(data, start, stop, ATTRIBUTES_OF_SCOPE, IN_SCOPE + 1, SCOPE_LEVEL, keys, inherited[1])
+                _take_all(data, start, stop, ATTRIBUTES_OF_SCOPE, IN_SCOPE + 1, SCOPE_LEVEL, keys, inherited)
             elif tag >> 3 == 3 and not is_utf8(data, start, stop):
                 return False
         at = skip(data, at, end, tag, IN_SCOPE_SPANS)
@@ -500,24 +518,27 @@ def _scan_scope(data, frame, scope, keys, inherited, rows, state):
             at = skip(data, at, end, tag, IN_SCOPE_SPANS)
             continue
         start, stop = read_length(data, at, end)
-        rows[state[0]] = inherited[1]
-        row = rows[state[0]]
+        rows[state[USED]] = inherited
+        row = rows[state[USED]]
         ok, marks = _read_span(data, start, stop, keys, row)
         if not ok:
             return False
-        row["index"], row["scope"] = state[1], scope
+        row["index"], row["scope"] = state[SPANS], scope
         row["length_at"], row["start"], row["end"] = at, start, stop
-        state[0] += _matters(row, marks, keys)
-        state[1] += 1
+        if _matters(row, marks, keys):
+            state[USED] += 1
+            state[CALLS] += row["flags"] & IS_CALL
+        state[SPANS] += 1
         at = stop
     return True
 
 
 @kernel
-def _scan_resource(data, frame, number, keys, inherited, rows, scopes, state):
-    """One ResourceSpans: its resource, then its ScopeSpans. `state[2]`: scope frames used."""
-    inherited[0] = inherited[2]
-    first_scope = state[2]
+def _scan_resource(data, frame, number, keys, blank, rows, scopes, state):
+    """One ResourceSpans: its resource, then its ScopeSpans."""
+    inherited = rows[rows.size - 1]
+    rows[rows.size - 1] = blank[0]
+    first_scope = state[SCOPES]
     at, end = frame[START], frame[END]
     while at < end:
         tag, at = read_tag(data, at, end)
@@ -528,30 +549,30 @@ def _scan_resource(data, frame, number, keys, inherited, rows, scopes, state):
                 if not check_message(data, start, stop, RESOURCE, IN_RESOURCE):
                     return False
                 _take_all(
-                    data, start, stop, ATTRIBUTES_OF_RESOURCE, IN_RESOURCE + 1, RESOURCE_LEVEL, keys, inherited[0]
+                    data, start, stop, ATTRIBUTES_OF_RESOURCE, IN_RESOURCE + 1, RESOURCE_LEVEL, keys, inherited
                 )
             elif field == 2:
-                scope = scopes[state[2]]
+                scope = scopes[state[SCOPES]]
                 scope[LENGTH_AT], scope[START], scope[END], scope[PARENT] = at, start, stop, number
-                state[2] += 1
+                state[SCOPES] += 1
             elif field == 3 and not is_utf8(data, start, stop):
                 return False
         at = skip(data, at, end, tag, IN_RESOURCE_SPANS)
-    for scope in range(first_scope, state[2]):
-        if not _scan_scope(data, scopes[scope], scope, keys, inherited, rows, state):
+    for scope in range(first_scope, state[SCOPES]):
+        if not _scan_scope(data, scopes[scope], scope, keys, rows, state):
             return False
     return True
 
 
 @kernel
-def _scan(data, keys, inherited, rows, resources, scopes):
-    """Fill the columns of a request whose frames were counted. Returns rows used, or -1.
+def _scan(data, keys, blank, rows, resources, scopes, state):
+    """Fill the columns of a request whose frames were counted. Returns whether it is well-formed.
 
-    `inherited`: ROW [3], what a span starts from: of its resource, of its scope, and nothing.
+    `state` (zeros) counts rows USED, SPANS, SCOPES and CALLS. The last two rows are what the spans
+    of a scope and the scopes of a resource start from.
     """
-    data, rows = borrow(data), borrow(rows)
-    inherited, resources, scopes = borrow(inherited), borrow(resources), borrow(scopes)
-    state = np.zeros(3, np.int64)
+    data, blank, rows = borrow(data), borrow(blank), borrow(rows)
+    resources, scopes, state = borrow(resources), borrow(scopes), borrow(state)
     number = np.int64(0)
     at = np.int64(0)
     while at < data.size:
@@ -562,11 +583,11 @@ def _scan(data, keys, inherited, rows, resources, scopes):
         start, stop = read_length(data, at, data.size)
         frame = resources[number]
         frame[LENGTH_AT], frame[START], frame[END], frame[PARENT] = at, start, stop, -1
-        if not _scan_resource(data, frame, number, keys, inherited, rows, scopes, state):
-            return -1
+        if not _scan_resource(data, frame, number, keys, blank, rows, scopes, state):
+            return False
         number += 1
         at = stop
-    return state[0]
+    return True
 
 
 def scan(body: bytes, keys: np.ndarray) -> Columns:
@@ -586,16 +607,15 @@ def scan(body: bytes, keys: np.ndarray) -> Columns:
     resource_count, scope_count, span_count = counts.tolist()
     if span_count > SPANS_PER_REQUEST_MAX:
         raise MalformedRequest(f"{span_count} spans, at most {SPANS_PER_REQUEST_MAX} in a request")
-    # One row more than can be used: the last span is read into a row before it is judged to matter.
-    rows = np.empty(span_count + 1, ROW)
+    # Three rows more: a span is read into a row before it is known to matter, and see `_scan`.
+    rows = np.empty(span_count + 3, ROW)
     resources = np.empty((resource_count, 4), np.int64)
     scopes = np.empty((scope_count, 4), np.int64)
-    used = _scan(data, keys[0], BLANK.copy(), rows, resources, scopes)
-    if used < 0:
+    state = np.zeros(4, np.int64)
+    if not _scan(data, keys[0], BLANK, rows, resources, scopes, state):
         raise MalformedRequest("not an ExportTraceServiceRequest: a message in it is broken")
-    rows = rows[:used]
-    calls = int(np.count_nonzero(rows["flags"] & IS_CALL))
-    return Columns(body, data, rows, resources, scopes, span_count, calls)
+    used, _, _, calls = state.tolist()
+    return Columns(body, data, rows[:used], resources, scopes, span_count, calls)
 
 
 assert TEXT < RESOURCE  # Kinds of fields and numbers of messages share one range.

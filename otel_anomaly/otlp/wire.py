@@ -184,7 +184,7 @@ def skip_plain(data, at, end, wire):
     return -1
 
 
-@inlined
+@kernel
 def skip(data, at, end, tag, depth):
     """The position behind any value, known or not, whose tag was just read, or -1."""
     if tag & 7 == GROUP:
@@ -263,7 +263,7 @@ def check_message(data, at, end, message, depth):
     return True
 
 
-@inlined
+@kernel
 def _check_field(data, at, end, message, depth):
     """One field: (next, _, UNKNOWN) when done with it, or (start, stop, kind) of a message in it."""
     tag, at = read_tag(data, at, end)
