@@ -209,7 +209,7 @@ class Processor:
         scratch, rows = self._scratch, columns.rows.size
         ends = scratch.ends[:rows]
         encode(
-            self.texts[0],
+            self.texts,
             judgement.verdicts,
             judgement.findings,
             scratch.double,
@@ -218,8 +218,7 @@ class Processor:
             ends,
         )
         body = splice(columns, self.keys, scratch.blob, ends)
-        if len(body) != len(columns.body):
-            self._forged += int(columns.rows["forged_count"].sum())
+        self._forged += columns.forged_count
         if self._on_judged is not None:
             self._on_judged(columns, judgement)
         return body

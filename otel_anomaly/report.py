@@ -82,7 +82,7 @@ class Reporter:
         person = judgement.verdicts[found["row"]]["person"]
         kind = int(person["rate_kind"]) if detector == RATE else int(OF_AGENT)
         size = put_reason(
-            self._texts[0], judgement.findings, np.int64(number), np.int64(1), self._line
+            self._texts, judgement.findings, np.int64(number), np.int64(1), self._line
         )
         return Finding(
             detector=DETECTORS[detector],

@@ -21,7 +21,7 @@ import numpy as np
 
 from otel_anomaly.detectors.finding import ACTIONS, WARN
 from otel_anomaly.judge import CLAUSES, DETECTORS
-from otel_anomaly.kernels import copy, inlined, kernel
+from otel_anomaly.kernels import borrow, copy, inlined, kernel
 from otel_anomaly.otlp.scan import decimal
 from otel_anomaly.otlp.splice import varint_size, write_varint
 
@@ -174,8 +174,14 @@ def _put_clause(texts, finding, out, at):
 
 
 @kernel
-def put_reason(texts, findings, first, count, line):
+def put_reason(prepared, findings, first, count, line):
     """The clauses of the findings of warn or more, joined by `; `. Returns the length."""
+    return _put_clauses(prepared[0], findings, first, count, line)
+
+
+@kernel
+def _put_clauses(texts, findings, first, count, line):
+    """`put_reason`, from a kernel."""
     at = np.int64(0)
     for i in range(first, first + count):
         if findings[i]["sign"]["action"] >= WARN:
@@ -189,7 +195,7 @@ def put_reason(texts, findings, first, count, line):
 @kernel
 def _put_reason(texts, findings, first, count, line, out, at):
     """The reason as an attribute."""
-    size = put_reason(texts, findings, first, count, line)
+    size = _put_clauses(texts, findings, first, count, line)
     key = texts["ends"][REASON + 1] - texts["ends"][REASON]
     value = 1 + varint_size(size) + size
     out[at] = 0x4A
@@ -250,8 +256,11 @@ def _put_verdict(texts, verdict, findings, scratch, line, out, at):
 
 
 @kernel
-def encode(texts, verdicts, findings, scratch, line, out, ends):
+def encode(prepared, verdicts, findings, scratch, line, out, ends):
     """Write the attributes of every row into `out`; row i's end at `ends[i]`."""
+    texts = prepared[0]
+    verdicts, findings, scratch = borrow(verdicts), borrow(findings), borrow(scratch)
+    line, out, ends = borrow(line), borrow(out), borrow(ends)
     at = np.int64(0)
     for i in range(verdicts.size):
         verdict = verdicts[i]

@@ -221,18 +221,14 @@ def random_verdicts(rng: random.Random, columns: Columns) -> dict[int, list[tupl
     }
 
 
-def spliced(
-    columns: Columns, blobs: Mapping[int, bytes], keys: np.ndarray = KEYS
-) -> bytes:
+def spliced(columns: Columns, blobs: Mapping[int, bytes], keys: np.ndarray = KEYS) -> bytes:
     """`splice` with blobs by span number."""
     parts = [blobs.get(int(index), b"") for index in columns.rows["index"]]
     ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
     return splice(columns, keys, np.frombuffer(b"".join(parts), np.uint8), ends)
 
 
-def check_splice(
-    columns: Columns, verdicts: Mapping[int, Sequence[tuple[str, Value]]]
-) -> bytes:
+def check_splice(columns: Columns, verdicts: Mapping[int, Sequence[tuple[str, Value]]]) -> bytes:
     """The annotated request is, to the byte, what the twins make of it. Returns it."""
     body = columns.body
     blobs = {index: encoded(pairs) for index, pairs in verdicts.items()}

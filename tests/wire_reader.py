@@ -78,4 +78,18 @@ def _group_end(data: bytes, at: int) -> int:
         at = _field(data, at).end
 
 
+def numbers_in_group(data: bytes) -> set[int]:
+    """The field numbers used in a group, groups in it included. `data` begins after its tag."""
+    numbers, at, open_count = set(), 0, 1
+    while open_count:
+        tag, after = varint(data, at)
+        numbers.add(tag >> 3)
+        if tag & 7 in {GROUP_START, GROUP_END}:
+            open_count += 1 if tag & 7 == GROUP_START else -1
+            at = after
+        else:
+            at = _field(data, at).end
+    return numbers
+
+
 assert (VARINT, FIXED64, BYTES, GROUP_START, FIXED32) == (0, 1, 2, 3, 5)

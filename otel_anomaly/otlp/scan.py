@@ -102,7 +102,7 @@ BLANK["order"] = ABSENT
 BLANK["trace_at"] = BLANK["span_at"] = -1
 
 # What the scan counts.
-USED, SPANS, SCOPES, CALLS = range(4)
+USED, SPANS, SCOPES, CALLS, FORGED = range(5)
 
 # Columns of a frame: a message with children, for the splice to mend its length.
 LENGTH_AT, START, END, PARENT = range(4)
@@ -128,6 +128,8 @@ class Columns(NamedTuple):
     """All spans, also those without a row."""
     call_count: int
     """Rows that are tool calls."""
+    forged_count: int
+    """Attributes under our prefix that came with the spans."""
 
 
 @kernel
@@ -211,6 +213,8 @@ def _scalar(data, at, end, kind, value_at, length):
             kind, value_at, length = BOOL if field == 2 else INT, at, end - at
         elif (field == 4 and wire == FIXED64) or (5 <= field <= 7 and wire == BYTES):
             kind = NONE
+        elif field == 8 and wire == VARINT:
+            kind = NONE  # An index into a table that only profiles have.
         at = skip(data, at, end, tag, IN_REQUEST)
     return kind, value_at, length
 
@@ -528,6 +532,7 @@ def _scan_scope(data, frame, scope, keys, rows, state):
         if _matters(row, marks, keys):
             state[USED] += 1
             state[CALLS] += row["flags"] & IS_CALL
+            state[FORGED] += row["forged_count"]
         state[SPANS] += 1
         at = stop
     return True
@@ -565,14 +570,15 @@ def _scan_resource(data, frame, number, keys, blank, rows, scopes, state):
 
 
 @kernel
-def _scan(data, keys, blank, rows, resources, scopes, state):
+def _scan(data, table, blank, rows, resources, scopes, state):
     """Fill the columns of a request whose frames were counted. Returns whether it is well-formed.
 
-    `state` (zeros) counts rows USED, SPANS, SCOPES and CALLS. The last two rows are what the spans
+    `state` (zeros) counts rows USED, SPANS, SCOPES, CALLS and FORGED. The last two rows are what the spans
     of a scope and the scopes of a resource start from.
     """
     data, blank, rows = borrow(data), borrow(blank), borrow(rows)
     resources, scopes, state = borrow(resources), borrow(scopes), borrow(state)
+    keys = table[0]
     number = np.int64(0)
     at = np.int64(0)
     while at < data.size:
@@ -611,11 +617,11 @@ def scan(body: bytes, keys: np.ndarray) -> Columns:
     rows = np.empty(span_count + 3, ROW)
     resources = np.empty((resource_count, 4), np.int64)
     scopes = np.empty((scope_count, 4), np.int64)
-    state = np.zeros(4, np.int64)
-    if not _scan(data, keys[0], BLANK, rows, resources, scopes, state):
+    state = np.zeros(5, np.int64)
+    if not _scan(data, keys, BLANK, rows, resources, scopes, state):
         raise MalformedRequest("not an ExportTraceServiceRequest: a message in it is broken")
-    used, _, _, calls = state.tolist()
-    return Columns(body, data, rows[:used], resources, scopes, span_count, calls)
+    used, _, _, calls, forged = state.tolist()
+    return Columns(body, data, rows[:used], resources, scopes, span_count, calls, forged)
 
 
 assert TEXT < RESOURCE  # Kinds of fields and numbers of messages share one range.

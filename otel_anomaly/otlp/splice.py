@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import copy, inlined, kernel
+from otel_anomaly.kernels import borrow, copy, inlined, kernel
 from otel_anomaly.otlp.scan import (
     END,
     IN_ATTRIBUTE,
@@ -66,6 +66,8 @@ def _sizes(rows, resources, scopes, ends, growth):
 
     A row's attributes are `ends[row - 1]:ends[row]` of what is to be appended.
     """
+    rows, ends, growth = borrow(rows), borrow(ends), borrow(growth)
+    resources, scopes = borrow(resources), borrow(scopes)
     growth[:] = 0
     first = resources.shape[0]
     before = np.int64(0)
@@ -123,8 +125,11 @@ def _copy_unforged(data, at, end, keys, out, to):
 
 
 @kernel
-def _splice(data, rows, resources, scopes, keys, blob, ends, growth, out):
+def _splice(data, rows, resources, scopes, table, blob, ends, growth, out):
     """Write the annotated request to `out`. Returns its size."""
+    data, rows, blob, ends = borrow(data), borrow(rows), borrow(blob), borrow(ends)
+    resources, scopes = borrow(resources), borrow(scopes)
+    growth, out, keys = borrow(growth), borrow(out), table[0]
     first = resources.shape[0]
     resource, scope = np.int64(-1), np.int64(-1)
     at, done, before = np.int64(0), np.int64(0), np.int64(0)
@@ -164,13 +169,13 @@ def splice(columns: Columns, keys: np.ndarray, blob: np.ndarray, ends: np.ndarra
     """
     rows = columns.rows
     assert ends.size == rows.size
-    if rows.size == 0 or (ends[-1] == 0 and not rows["forged"].any()):
+    if rows.size == 0 or (ends[-1] == 0 and columns.forged_count == 0):
         return columns.body
     growth = np.empty(len(columns.resources) + len(columns.scopes), np.int64)
     total = _sizes(rows, columns.resources, columns.scopes, ends, growth)
     out = np.empty(columns.data.size + total, np.uint8)
     written = _splice(
-        columns.data, rows, columns.resources, columns.scopes, keys[0], blob, ends, growth, out
+        columns.data, rows, columns.resources, columns.scopes, keys, blob, ends, growth, out
     )
     assert written == out.size
     return out.tobytes()

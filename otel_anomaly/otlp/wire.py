@@ -3,7 +3,8 @@
 The only place that knows protobuf's rules. What is accepted here is exactly what Google's own
 parser (upb) accepts for an `ExportTraceServiceRequest`; a property test holds the two together.
 It must be so: requests of several clients are merged on the way out, and one that the next hop
-cannot parse would take its neighbours with it.
+cannot parse would take its neighbours with it. One exception: the field number 0 in an unknown
+group, which the format forbids and upb refused until protobuf 7 let it pass, is refused here.
 
 Every reader takes `end` and returns the next position, or -1 when the bytes are broken. A
 position is never past `end`, a length is checked against what is left before it is used.
@@ -63,10 +64,10 @@ _FIELDS: dict[np.int64, dict[int, int | np.int64]] = {
     EVENT: {1: DOUBLE, 2: TEXT, 3: KEY_VALUE, 4: NUMBER},
     LINK: {1: OPAQUE, 2: OPAQUE, 3: TEXT, 4: KEY_VALUE, 5: NUMBER, 6: SINGLE},
     STATUS: {2: TEXT, 3: NUMBER},
-    KEY_VALUE: {1: TEXT, 2: ANY_VALUE},
+    KEY_VALUE: {1: TEXT, 2: ANY_VALUE, 3: NUMBER},
     ANY_VALUE: {
         **{1: TEXT, 2: NUMBER, 3: NUMBER, 4: DOUBLE},
-        **{5: ARRAY_VALUE, 6: KEY_VALUE_LIST, 7: OPAQUE},
+        **{5: ARRAY_VALUE, 6: KEY_VALUE_LIST, 7: OPAQUE, 8: NUMBER},
     },
     ARRAY_VALUE: {1: ANY_VALUE},
     KEY_VALUE_LIST: {1: KEY_VALUE},

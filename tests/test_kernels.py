@@ -1,0 +1,237 @@
+"""The primitives under all kernels: compiled as in Python; the cache of compiled code."""
+
+from __future__ import annotations
+
+import ast
+import random
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from otel_anomaly import kernels
+from otel_anomaly.kernels import borrow, copy, fold, inlined, kernel, load1, load8, prefetch, signed
+
+PACKAGE = Path(kernels.__file__).parent
+EDGES = (0, 1, -1, 2, 255, 1 << 31, 1 << 32, (1 << 63) - 1, -(1 << 63), 0x2D358DCCAA6C78A5)
+
+
+@kernel
+def _load8(data, at):  # type: ignore[no-untyped-def]
+    return load8(data, at)
+
+
+@kernel
+def _load1(data, at):  # type: ignore[no-untyped-def]
+    return load1(data, at)
+
+
+@kernel
+def _fold(a, b):  # type: ignore[no-untyped-def]
+    return fold(a, b)
+
+
+@kernel
+def _copy(target, at, source, start, count):  # type: ignore[no-untyped-def]
+    copy(target, at, source, start, count)
+
+
+@kernel
+def _borrowed_sum(values):  # type: ignore[no-untyped-def]
+    total = 0
+    own = borrow(values)
+    for i in range(own.size):
+        prefetch(own, i)
+        total += own[i]
+        own[i] = 0
+    return total
+
+
+@inlined
+def _twice(number):  # type: ignore[no-untyped-def]
+    return number * 2
+
+
+@kernel
+def _four_times(number):  # type: ignore[no-untyped-def]
+    return _twice(_twice(number))
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_loads(*, writable: bool) -> None:
+    """
+    Scenario: every place of random bytes, and of a part of an array, in arrays of both kinds.
+    Guarantees: compiled and Python agree: little-endian and signed, or one byte from 0 to 255.
+    """
+    data = np.frombuffer(random.Random(1).randbytes(200) + b"\xff" * 8, np.uint8)
+    for array in (data.copy() if writable else data, data[3:]):
+        for at in range(array.size):
+            assert _load1(array, at) == load1(array, at) == int(array[at])
+        for at in range(array.size - 7):
+            expected = int.from_bytes(bytes(array[at : at + 8]), "little", signed=True)
+            assert _load8(array, at) == load8(array, at) == expected
+    assert _load8(data, data.size - 8) == -1
+
+
+def test_fold() -> None:
+    """
+    Scenario: numbers at the edges of 64 bits, and random ones.
+    Guarantees: both halves of the unsigned product, xored; compiled and Python agree.
+    """
+    rng = random.Random(2)
+    numbers = [*EDGES, *(signed(rng.getrandbits(64)) for _ in range(20))]
+    for a in numbers:
+        for b in numbers:
+            product = (a % (1 << 64)) * (b % (1 << 64))
+            expected = product // (1 << 64) ^ product % (1 << 64)
+            assert _fold(a, b) == fold(a, b) == signed(expected)
+    # Numbers of numpy are what kernels hand each other when nothing is compiled.
+    assert fold(np.int64(-1), np.int64(-1)) == fold(-1, -1)
+
+
+def test_signed() -> None:
+    """
+    Scenario: numbers in and outside of 64 bits.
+    Guarantees: what the machine makes of the low 64 bits.
+    """
+    for value in EDGES:
+        for lap in (-2, -1, 0, 1, 2):
+            assert signed(value + (lap << 64)) == value
+
+
+def test_copy() -> None:
+    """
+    Scenario: any number of bytes, none included, from and to any place.
+    Guarantees: exactly those bytes change; compiled and Python agree.
+    """
+    rng = random.Random(3)
+    source = np.frombuffer(rng.randbytes(40), np.uint8)
+    for count in range(20):
+        at, start = rng.randrange(20), rng.randrange(20)
+        expected = bytearray(b"\xee" * 40)
+        expected[at : at + count] = bytes(source[start : start + count])
+        for function in (_copy, copy):
+            target = np.full(40, 0xEE, np.uint8)
+            function(target, at, source, start, count)
+            assert target.tobytes() == expected
+
+
+def test_borrow_and_prefetch() -> None:
+    """
+    Scenario: arrays of numbers and of records lent to a kernel many times, then let go.
+    Guarantees: the values are there, writes are seen, the owner still owns.
+    """
+    for _ in range(100):
+        values = np.arange(50, dtype=np.int64)
+        assert _borrowed_sum(values) == 1225
+        assert not values.any()
+    assert borrow(values) is values
+    prefetch(values, 0)
+
+
+def test_inlined() -> None:
+    """
+    Scenario: a small kernel within another.
+    Guarantees: it computes what Python computes.
+    """
+    assert _four_times(-3) == -12
+
+
+# --- The cache ----------------------------------------------------------------------------------
+
+
+def ours_imported_by(source: Path) -> set[Path]:
+    """Our own modules that a source imports."""
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGE.name):
+            name = (node.module or "").removeprefix(PACKAGE.name).replace(".", "/")
+            module = PACKAGE / name.lstrip("/")
+            for path in (module, *(module / alias.name for alias in node.names)):
+                found |= {path.with_suffix(".py"), path / "__init__.py"}
+    return {path for path in found if path.is_file()}
+
+
+def test_all_that_kernels_are_made_of_is_in_the_digest() -> None:
+    """
+    Scenario: every module with kernels in it, and the modules of ours it takes names from.
+    Guarantees: all are part of the name of the cache folder, so that no change goes unseen. Not the
+    configuration: its values are handed in.
+    """
+    sources = sorted(PACKAGE.rglob("*.py"))
+    digested = {source for source in sources if kernels.goes_into_kernels(source)}
+    marks = ("\n@kernel\n", "\n@inlined\n")
+    holding = [s for s in sources if any(mark in s.read_text("utf-8") for mark in marks)]
+    assert {path.name for path in holding} >= {"scan.py", "splice.py", "hashing.py", "judge.py"}
+    for source in holding:
+        needed = {source, *ours_imported_by(source)} - {PACKAGE / "__init__.py"}
+        missing = {path for path in needed - digested if path.parent.name != "config"}
+        assert not missing, f"{source.name} takes from {missing}"
+    assert PACKAGE / "cli.py" not in digested
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    Scenario: nobody chose a folder; a source changes; bounds are checked.
+    Guarantees: a folder of the user's cache, another one after each change.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 0)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    assert kernels._prepare_cache()
+    first = Path(numba.config.CACHE_DIR)
+    assert first.parent == tmp_path / "otel-anomaly"
+    assert first.is_dir()
+    monkeypatch.setattr(numba.config, "BOUNDSCHECK", 1 - int(numba.config.BOUNDSCHECK or 0))
+    second = kernels._cache_folder()
+    assert second != first
+    monkeypatch.setattr(kernels, "goes_into_kernels", lambda source: source.name == "scan.py")
+    assert kernels._cache_folder() not in {first, second}
+
+
+def test_no_place_for_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    Scenario: the folder cannot be made, cannot be read, or may only be read.
+    Guarantees: nothing is kept then, and nothing fails; a folder filled beforehand still serves.
+    """
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 0)
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert not kernels._prepare_cache()
+    filled = tmp_path / "filled"
+    filled.mkdir()
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(filled))
+    assert kernels._prepare_cache()
+    monkeypatch.setattr(kernels.os, "access", lambda _path, mode: not mode & kernels.os.W_OK)
+    assert not kernels._prepare_cache()
+    (filled / "one.nbi").write_bytes(b"")
+    assert kernels._prepare_cache()
+    monkeypatch.setattr(kernels.os, "access", lambda _path, _mode: False)
+    assert not kernels._prepare_cache()
+
+
+def test_no_cache_without_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: NUMBA_DISABLE_JIT is set.
+    Guarantees: no folder is asked for.
+    """
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert not kernels._prepare_cache()
+
+
+def test_cache_is_warm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    Scenario: an empty cache, one with an index only, one with code.
+    Guarantees: warm only when code is there and can be kept.
+    """
+    monkeypatch.setattr(kernels, "CACHED", True)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert not kernels.cache_is_warm()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "k.nbi").write_bytes(b"")
+    assert not kernels.cache_is_warm()
+    (tmp_path / "deep" / "k.1.nbc").write_bytes(b"")
+    assert kernels.cache_is_warm()
+    monkeypatch.setattr(kernels, "CACHED", False)
+    assert not kernels.cache_is_warm()
