@@ -1,26 +1,46 @@
 """The book of open episodes: from steps that leave the kernel to events for the sinks.
 
 The kernel says when an episode starts, gets worse, and that it was over when its entity is heard
-of again. An entity that falls silent is not heard of again: `tick` ends those that have been quiet
-for `hold`. What is open is remembered in words, because the end comes when the span is long gone.
+of again. An entity that falls silent is not heard of again: `tick` ends those of which no new sign
+has arrived for `hold`. It goes by arrival, not by event time: a stream that was held up for an
+hour is no quieter than one that comes at once. What is open is remembered in words, because the
+end comes when the span is long gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import numpy as np
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
 from otel_anomaly.detectors.finding import ACTIONS
 from otel_anomaly.handoff import EpisodeEvent
-from otel_anomaly.judge import DETECTORS, END, RATE, STEPS, Judgement, State
-from otel_anomaly.otlp.scan import Columns
-from otel_anomaly.report import Reporter, episode_id
+from otel_anomaly.judge import DETECTORS, END, RATE, START, STEPS
+from otel_anomaly.report import episode_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+
+    from otel_anomaly.judge import Judgement, State
+    from otel_anomaly.otlp.scan import Columns
+    from otel_anomaly.report import Reporter
 
 LOOKED_AT_PER_TICK = 4096
 
 Key = tuple[int, int]
 """Detector, row of its entity."""
+
+
+class _Open(NamedTuple):
+    """An open episode."""
+
+    told: EpisodeEvent
+    """The last step told."""
+    last_ns: int = 0
+    """Event time of its last sign when `tick` looked; 0: it has not looked yet."""
+    since_ns: int = 0
+    """Arrival clock when `tick` first saw that sign."""
 
 
 class EpisodeBook:
@@ -29,7 +49,7 @@ class EpisodeBook:
     def __init__(self, reporter: Reporter, hold_ns: int) -> None:
         self._reporter = reporter
         self._hold_ns = hold_ns
-        self._open: dict[Key, EpisodeEvent] = {}
+        self._open: dict[Key, _Open] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -44,22 +64,28 @@ class EpisodeBook:
                 continue
             event = self._event(step, columns, judgement, state)
             opened = self._open.get(key)
-            if opened is not None and opened.episode != event.episode:
-                events.append(_ended(opened))  # Its row went to another entity.
-            self._open[key] = event
+            if opened is not None and step["step"] == START:
+                events.append(_ended(opened.told))  # Its row went to another entity.
+            elif opened is not None:
+                # Who makes the call that escalates may be another agent of the same session.
+                event = event._replace(episode=opened.told.episode)
+            self._open[key] = _Open(event)
             events.append(event)
         return events
 
     def tick(self, state: State, now_ns: int) -> list[EpisodeEvent]:
-        """End the episodes that have been quiet for `hold`; the longest open are looked at first."""
+        """End what has been quiet for `hold`. Each call looks at some, those not seen longest."""
         events: list[EpisodeEvent] = []
-        for key in list(self._open)[:LOOKED_AT_PER_TICK]:
+        for key in list(islice(self._open, LOOKED_AT_PER_TICK)):
             opened = self._open.pop(key)
             record = _record(state, key)
-            if record["start_ns"] != opened.start_ns:
-                events.append(_ended(opened))
-            elif now_ns - record["last_ns"] > self._hold_ns:
-                events.append(_ended(opened, record))
+            last_ns = int(record["last_ns"])
+            if record["start_ns"] != opened.told.start_ns:
+                events.append(_ended(opened.told))  # Its entity was forgotten.
+            elif last_ns != opened.last_ns:
+                self._open[key] = _Open(opened.told, last_ns, now_ns)
+            elif now_ns - opened.since_ns > self._hold_ns:
+                events.append(_ended(opened.told, record))
                 record["start_ns"] = 0
             else:
                 self._open[key] = opened
@@ -72,15 +98,15 @@ class EpisodeBook:
 
     def forget(self) -> list[EpisodeEvent]:
         """End everything with what is known here: the state was emptied."""
-        events = [_ended(opened) for opened in self._open.values()]
+        events = [_ended(opened.told) for opened in self._open.values()]
         self._open.clear()
         return events
 
     def _end(self, key: Key, record: np.void) -> Iterable[EpisodeEvent]:
         opened = self._open.pop(key, None)
         if opened is not None:
-            same = record["start_ns"] == opened.start_ns
-            yield _ended(opened, record if same else None)
+            same = record["start_ns"] == opened.told.start_ns
+            yield _ended(opened.told, record if same else None)
 
     def _event(
         self, step: np.void, columns: Columns, judgement: Judgement, state: State
@@ -120,11 +146,11 @@ def _record(state: State, key: Key) -> np.void:
     return record
 
 
-def _ended(opened: EpisodeEvent, record: np.void | None = None) -> EpisodeEvent:
+def _ended(told: EpisodeEvent, record: np.void | None = None) -> EpisodeEvent:
     """The end of an episode: with its peak and count when the kernel still has them."""
     if record is None:
-        return opened._replace(step=STEPS[END])
-    return opened._replace(
+        return told._replace(step=STEPS[END])
+    return told._replace(
         step=STEPS[END],
         time_ns=int(record["last_ns"]),
         action=ACTIONS[record["action"]],

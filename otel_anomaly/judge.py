@@ -11,8 +11,8 @@ not valid cannot be told from its copies and is left alone.
 
 Episodes: a finding of warn or more opens one for its detector and entity; it stays open while the
 observed value is at least `clear` times the limit, and ends when it has not been so for `hold`.
-Only the steps (start, a stronger action, end) leave the kernel, so that a session above the line for
-a minute costs one line, not a thousand.
+Only the steps (start, a stronger action, end) leave the kernel, so that a session above the line
+for a minute costs one line, not a thousand.
 """
 
 from __future__ import annotations
@@ -34,9 +34,16 @@ from otel_anomaly.detectors.finding import (
     SKIP_REASONS,
     WARN,
 )
-from otel_anomaly.entities.identity import PERSON, TRACE, remember_trace, resolve
-from otel_anomaly.entities.table import OF_ROW, Table, borrow_table, find_or_make, prefetch_row, prefetch_slot
-from otel_anomaly.kernels import borrow, inlined, kernel, prefetch
+from otel_anomaly.entities.identity import PERSON, remember_trace, resolve
+from otel_anomaly.entities.table import (
+    OF_ROW,
+    Table,
+    borrow_table,
+    find_or_make,
+    prefetch_row,
+    prefetch_slot,
+)
+from otel_anomaly.kernels import Array, Int, Record, borrow, inlined, kernel, prefetch
 from otel_anomaly.otlp.scan import BAD_ID, IS_CALL
 
 DETECTORS: Final = ("rate", "rate_shift")
@@ -69,7 +76,9 @@ VERDICT = np.dtype(
     ],
     align=True,
 )
-FINDING = np.dtype([("row", "i4"), ("detector", "i4"), ("entity", "i4"), ("sign", SIGN)], align=True)
+FINDING = np.dtype(
+    [("row", "i4"), ("detector", "i4"), ("entity", "i4"), ("sign", SIGN)], align=True
+)
 """`entity` is a row of the detector's own table."""
 
 EPISODE = np.dtype(
@@ -140,7 +149,7 @@ class Plans(NamedTuple):
 
 
 @inlined
-def borrow_state(state):
+def borrow_state(state: State) -> State:
     """`borrow` for all arrays of the state."""
     return State(
         borrow(state.counters),
@@ -154,7 +163,7 @@ def borrow_state(state):
 
 
 @inlined
-def borrow_plans(plans):
+def borrow_plans(plans: Plans) -> Plans:
     """`borrow` for all arrays of the configuration."""
     return Plans(borrow(plans.judge), borrow(plans.rate), borrow(plans.rate_shift))
 
@@ -171,7 +180,7 @@ class Judgement(NamedTuple):
 
 
 @inlined
-def _remember_span(seen, spans, identity):
+def _remember_span(seen: Record, spans: Array, identity: Int) -> bool:
     """Whether this span was met among the last `capacity` ones; if not, it is remembered.
 
     Two generations of open addressing: when one is full, the older is emptied and takes over, so
@@ -198,7 +207,9 @@ def _remember_span(seen, spans, identity):
 
 
 @inlined
-def _settle_time(row, plan, state, received_ns, verdict):
+def _settle_time(
+    row: Record, plan: Record, state: State, received_ns: Int, verdict: Record
+) -> None:
     """Event time, bounded by arrival. `received_ns` 0: a replay, whose clock is the stream."""
     time_ns = row["end_ns"]
     now_ns = received_ns if received_ns > 0 else state.watermark[0]
@@ -212,13 +223,23 @@ def _settle_time(row, plan, state, received_ns, verdict):
     elif time_ns < 0:
         state.counters[CLAMPED] += 1
         time_ns = max(now_ns, np.int64(1))
-    if time_ns > state.watermark[0]:
-        state.watermark[0] = time_ns
+    state.watermark[0] = max(state.watermark[0], time_ns)
     verdict["time_ns"] = time_ns
 
 
 @kernel
-def _note_episode(episode, sign, time_ns, row, detector, entity, finding, plan, steps, used):
+def _note_episode(
+    episode: Record,
+    sign: Record,
+    time_ns: Int,
+    row: Int,
+    detector: Int,
+    entity: Int,
+    finding: Int,
+    plan: Record,
+    steps: Array,
+    used: Int,
+) -> Int:
     """Open, prolong, raise or end the episode of one detector about one entity.
 
     Returns how many rows of `steps` are in use. `finding` is -1 when there is none of warn or more.
@@ -258,7 +279,7 @@ def _note_episode(episode, sign, time_ns, row, detector, entity, finding, plan, 
 
 
 @inlined
-def _row_of(table, key, time_ns):
+def _row_of(table: Table, key: Int, time_ns: Int) -> Int:
     """The row of an entity; 0 when it has no key or no room."""
     if key == 0:
         return np.int64(0)
@@ -266,7 +287,9 @@ def _row_of(table, key, time_ns):
 
 
 @inlined
-def _keep_finding(findings, used, row, detector, entity, sign):
+def _keep_finding(
+    findings: Array, used: Int, row: Int, detector: Int, entity: Int, sign: Record
+) -> Int:
     """Append a finding. Returns its number."""
     finding = findings[used]
     finding["row"], finding["detector"], finding["entity"] = row, detector, entity
@@ -275,7 +298,18 @@ def _keep_finding(findings, used, row, detector, entity, sign):
 
 
 @inlined
-def _judge_call(number, row, plans, state, received_ns, signs, verdict, findings, steps, used):
+def _judge_call(
+    number: Int,
+    row: Record,
+    plans: Plans,
+    state: State,
+    received_ns: Int,
+    signs: Array,
+    verdict: Record,
+    findings: Array,
+    steps: Array,
+    used: Array,
+) -> None:
     """One tool call. `used`: rows in use of findings and steps."""
     plan, counters = plans.judge[0], state.counters
     person = verdict["person"]
@@ -315,7 +349,7 @@ def _judge_call(number, row, plans, state, received_ns, signs, verdict, findings
     # Learn.
     if session != 0 and plans.rate[0]["enabled"]:
         if signs[RATE]["skipped"] == JUDGED:
-            rate.learn(counts, plans.rate[0], time_ns)
+            rate.learn(counts, time_ns)
         used[1] = _note_episode(
             state.sessions.rows[session]["episode"], signs[RATE], time_ns, number, RATE, session,
             _finding_of(findings, verdict, RATE), plan, steps, used[1],
@@ -323,15 +357,16 @@ def _judge_call(number, row, plans, state, received_ns, signs, verdict, findings
     if agent != 0 and plans.rate_shift[0]["enabled"]:
         if signs[RATE_SHIFT]["skipped"] != LATE:
             rate_shift.learn(shift, time_ns, action >= PAUSE)
+        episode = state.agents.rows[agent]["episode"]
         used[1] = _note_episode(
-            state.agents.rows[agent]["episode"], signs[RATE_SHIFT], time_ns, number, RATE_SHIFT, agent,
+            episode, signs[RATE_SHIFT], time_ns, number, RATE_SHIFT, agent,
             _finding_of(findings, verdict, RATE_SHIFT), plan, steps, used[1],
         )  # fmt: skip
     _count_call(counters, plans, signs, verdict)
 
 
 @inlined
-def _finding_of(findings, verdict, detector):
+def _finding_of(findings: Array, verdict: Record, detector: Int) -> Int:
     """Number of the detector's finding about this call if it reached warn, else -1."""
     for i in range(verdict["finding"], verdict["finding"] + verdict["findings"]):
         if findings[i]["detector"] == detector and findings[i]["sign"]["action"] >= WARN:
@@ -340,7 +375,7 @@ def _finding_of(findings, verdict, detector):
 
 
 @inlined
-def _count_call(counters, plans, signs, verdict):
+def _count_call(counters: Array, plans: Plans, signs: Array, verdict: Record) -> None:
     """Bring the counters up to date with one call that was new."""
     counters[CALLS] += 1
     counters[VERDICTS + verdict["action"]] += 1
@@ -360,7 +395,7 @@ AHEAD: Final = 6
 
 
 @inlined
-def _resolve_all(rows, plans, state, verdicts):
+def _resolve_all(rows: Array, plans: Plans, state: State, verdicts: Array) -> None:
     """Who made each call, and the first look at where their records lie."""
     plan = plans.judge[0]
     for number in range(rows.size):
@@ -376,14 +411,30 @@ def _resolve_all(rows, plans, state, verdicts):
 
 
 @kernel
-def judge(data, rows, plans, state, received_ns, signs, verdicts, findings, steps, used):
+def judge(
+    data: Array,
+    rows: Array,
+    plans: Plans,
+    state: State,
+    received_ns: Int,
+    signs: Array,
+    verdicts: Array,
+    findings: Array,
+    steps: Array,
+    used: Array,
+) -> None:
     """Judge all tool calls of a request, in order. `used` (int64 [2]) counts findings and steps.
 
     Before that, the identities that its spans bring speak for their traces: within a request the
     order of spans makes no difference to who is meant.
     """
     data, rows, signs = borrow(data), borrow(rows), borrow(signs)
-    verdicts, findings, steps, used = borrow(verdicts), borrow(findings), borrow(steps), borrow(used)
+    verdicts, findings, steps, used = (
+        borrow(verdicts),
+        borrow(findings),
+        borrow(steps),
+        borrow(used),
+    )
     plans, state = borrow_plans(plans), borrow_state(state)
     arrival_ns = received_ns if received_ns > 0 else state.watermark[0]
     used[0] = used[1] = 0

@@ -4,9 +4,9 @@ A kernel is a free function over arrays and numbers that numba compiles and that
 unchanged under `NUMBA_DISABLE_JIT=1`. All integers in kernels are signed 64 bit: numba makes a
 float of int64 + uint64, so hashes and sizes are int64 as well.
 
-The primitives (`load1`, `load8`, `fold`, `copy`, `prefetch`) are each written twice: as plain Python,
-which is their definition, and as the machine instruction. Compiled code does not check array
-bounds, and these never do: **the caller proves that what it asks for lies inside the array**.
+The primitives (`load1`, `load8`, `fold`, `copy`, `prefetch`) are each written twice: as plain
+Python, which is their definition, and as the machine instruction. Compiled code does not check
+array bounds, and these never do: **the caller proves that what it asks for lies inside the array**.
 
 The cache: numba keys compiled code by the file of the *calling* kernel, so a change in a callee,
 or in a constant from another module, would go unseen. We therefore name the cache folder after a
@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numba
 import numpy as np
@@ -28,6 +28,13 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+
+Array: TypeAlias = np.ndarray
+"""Of the dtype and shape that the kernel's docstring or the record's definition gives."""
+Record: TypeAlias = Any
+"""One element of a structured array (`np.void`): in kernels a pointer to it, never a copy."""
+Int: TypeAlias = Any
+"""A signed number of 64 bits. Any to mypy: in kernels Python's and numpy's mix freely."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,8 +80,7 @@ CACHED = _prepare_cache()
 
 def kernel(function: F) -> F:
     """Compile with numba on first call; GIL released, machine code kept on disk."""
-    compiled: F = numba.njit(cache=CACHED, nogil=True, error_model="numpy")(function)
-    return compiled
+    return cast(F, numba.njit(cache=CACHED, nogil=True, error_model="numpy")(function))
 
 
 def inlined(function: F) -> F:
@@ -83,10 +89,8 @@ def inlined(function: F) -> F:
     An array handed to a function that is not inlined costs its whole descriptor and a reference
     count; in the scan that made two thirds of the time.
     """
-    compiled: F = numba.njit(cache=CACHED, nogil=True, error_model="numpy", forceinline=True)(
-        function
-    )
-    return compiled
+    options: dict[str, Any] = {"cache": CACHED, "nogil": True, "error_model": "numpy"}
+    return cast(F, numba.njit(forceinline=True, **options)(function))
 
 
 def cache_is_warm() -> bool:
@@ -100,17 +104,17 @@ def signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def load8(data: np.ndarray, at: int) -> int:
+def load8(data: Array, at: Int) -> Int:
     """Eight bytes of a uint8 array from `at`, little-endian, signed. Needs `at + 8 <= size`."""
     return int.from_bytes(data[at : at + 8].tobytes(), "little", signed=True)
 
 
-def load1(data: np.ndarray, at: int) -> int:
+def load1(data: Array, at: Int) -> Int:
     """One byte of a uint8 array. Needs `0 <= at < size`; saves the test for a negative index."""
     return int(data[at])
 
 
-def fold(a: int, b: int) -> int:
+def fold(a: Int, b: Int) -> Int:
     """Multiply to 128 bits and xor the halves: the mixing step of wyhash.
 
     Source: Wang Yi, wyhash (public domain), function `_wymix`.
@@ -119,16 +123,16 @@ def fold(a: int, b: int) -> int:
     return signed((product >> 64) ^ product)
 
 
-def copy(target: np.ndarray, at: int, source: np.ndarray, start: int, count: int) -> None:
+def copy(target: Array, at: Int, source: Array, start: Int, count: Int) -> None:
     """`count` bytes from `source[start:]` to `target[at:]`; the arrays do not overlap."""
     target[at : at + count] = source[start : start + count]
 
 
-def prefetch(array: np.ndarray, at: int) -> None:
+def prefetch(array: Array, at: Int) -> None:
     """Tell the processor that element `at` of a one-dimensional array is needed soon."""
 
 
-def borrow(array: np.ndarray) -> np.ndarray:
+def borrow(array: Array) -> Array:
     """The same array, not owned: handing it to other kernels counts no references.
 
     For the arguments of a kernel that Python calls, which holds them until it returns. Counting

@@ -9,18 +9,17 @@
 If detection raises, the batch goes on without a verdict and is counted: detection is ours, the data
 is the client's. The state may be half written then, so it is emptied and all agents are cold.
 
-One thread at a time: the service calls `process` from its event loop only. `scan` may run elsewhere.
+One thread at a time: the service calls `process` from its event loop only. `scan` may run
+elsewhere.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from otel_anomaly.config import Config
 from otel_anomaly.detectors import rate, rate_shift
 from otel_anomaly.detectors.finding import ACTIONS, SIGN, SKIP_REASONS
 from otel_anomaly.entities import identity
@@ -56,6 +55,11 @@ from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
 from otel_anomaly.otlp.splice import splice
 from otel_anomaly.telemetry import TRANSPORTS, JudgeCounts, Telemetry
 from otel_anomaly.verdict import LINE_BYTES, annotation_bytes_max, encode, make_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from otel_anomaly.config import Config
 
 LOG = logging.getLogger("otel_anomaly")
 
@@ -100,9 +104,7 @@ def make_state(config: Config) -> State:
         np.zeros(COUNTERS, np.int64),
         np.zeros(1, np.int64),
         *make_seen(limits.spans),
-        make_table(
-            limits.traces, identity.TRACE, idle_ns=limits.agent_idle, keep_ns=0, sample=1
-        ),
+        make_table(limits.traces, identity.TRACE, idle_ns=limits.agent_idle, keep_ns=0, sample=1),
         make_table(limits.agents, AGENT, idle_ns=limits.agent_idle, keep_ns=limits.agent_keep),
         make_table(
             limits.sessions, SESSION, idle_ns=limits.session_idle, keep_ns=limits.session_keep
@@ -111,7 +113,7 @@ def make_state(config: Config) -> State:
 
 
 class _Scratch:
-    """Arrays reused from request to request: taking fresh pages each time costs more than judging."""
+    """Arrays reused from request to request: fresh pages each time cost more than judging."""
 
     def __init__(self) -> None:
         self.signs = np.zeros(len(DETECTORS), SIGN)
@@ -144,12 +146,18 @@ class Processor:
         *,
         seed: int,
         on_judged: Callable[[Columns, Judgement], None] | None = None,
+        on_emptied: Callable[[], None] | None = None,
     ) -> None:
-        """`seed`: secret of all hashes. `on_judged` sees every judged request; copy to keep."""
+        """`seed`: secret of all hashes.
+
+        `on_judged` sees every judged request; copy to keep. `on_emptied` is told when a failure
+        emptied the state; it must not raise.
+        """
         self._config = config
         self._room = room
         self._telemetry = telemetry
         self._on_judged = on_judged
+        self._on_emptied = on_emptied
         self._plans = make_plans(config, seed)
         who = config.identity
         self.keys = compile_keys(
@@ -196,8 +204,8 @@ class Processor:
         if len(columns.rows):
             try:
                 body = self.annotate(columns, batch.received_ns)
-            except Exception:
-                self._detection_failed()
+            except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.
+                self._detection_failed(error)
         self._spans += columns.span_count
         self._room.commit(Payload(body, Signal.TRACES, columns.span_count), room)
         self._accepted[batch.transport].inc(columns.span_count)
@@ -259,11 +267,16 @@ class Processor:
     def _retry_after_s(self, outcome: Outcome) -> float:
         return self._room.retry_after_s() if outcome.retryable else 0.0
 
-    def _detection_failed(self) -> None:
-        LOG.exception("detection failed: the batch goes on without a verdict, all agents are cold")
+    def _detection_failed(self, error: Exception) -> None:
+        LOG.error(
+            "detection failed: the batch goes on without a verdict, all agents are cold",
+            exc_info=error,
+        )
         self._telemetry.detection_failures.inc()
         self.healthy = False
         self.state = make_state(self._config)
+        if self._on_emptied is not None:
+            self._on_emptied()
 
     def sweep(self, now_ns: int, count: int = 4096) -> None:
         """Free some idle rows. Changes no verdict; call it now and then."""

@@ -10,24 +10,31 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from otel_anomaly import recordings
-from otel_anomaly.config import Config
 from otel_anomaly.detectors.finding import ACTIONS
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
-from otel_anomaly.judge import DETECTORS, Judgement
-from otel_anomaly.otlp.scan import Columns
+from otel_anomaly.judge import DETECTORS
 from otel_anomaly.processor import Processor
 from otel_anomaly.recordings import RecordingError
-from otel_anomaly.report import Call, Finding, Reporter, finding_numbers
+from otel_anomaly.report import Reporter, finding_numbers
 from otel_anomaly.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from otel_anomaly.config import Config
+    from otel_anomaly.judge import Judgement
+    from otel_anomaly.otlp.scan import Columns
+    from otel_anomaly.report import Call, Finding
 
 SEED: Final = 0x6F74656C
 EXIT_OK, EXIT_UNREADABLE = 0, 2
 NS: Final = 1_000_000_000
+YEAR_10000_S: Final = 253_402_300_800
+_YEAR_10000_S: Final = 253_402_300_800
 
 
 class Replay:
@@ -38,9 +45,8 @@ class Replay:
         self.calls: list[dict[str, Any]] = []
         self._keep_calls = calls
         self._writer = writer
-        self.processor = Processor(
-            config, self, Telemetry(), seed=SEED, on_judged=self._on_judged
-        )
+        self._place = ""
+        self.processor = Processor(config, self, Telemetry(), seed=SEED, on_judged=self._on_judged)
         self._reporter = Reporter(self.processor.texts)
 
     def reserve(self, bytes_needed: int) -> Outcome:
@@ -52,7 +58,7 @@ class Replay:
         """Write an annotated request."""
         assert len(payload.body) <= bytes_reserved
         if self._writer is not None:
-            self._writer.write(payload.body, payload.signal)
+            self._writer.write(payload.body, payload.signal, self._place)
 
     def retry_after_s(self) -> float:
         """Never asked: nothing is refused for want of room."""
@@ -60,6 +66,7 @@ class Replay:
 
     def request(self, recorded: recordings.Recorded) -> None:
         """Judge one request. Raises RecordingError when it is not OTLP."""
+        self._place = recorded.place
         reply: Reply = self.processor.process(
             Batch(recorded.body, recorded.signal, "http", received_ns=0)
         )
@@ -99,7 +106,7 @@ class Replay:
 def rfc3339(time_ns: int) -> str:
     """UTC, to the nanosecond. Years outside 1970 to 9999 are told as nanoseconds."""
     seconds, rest = divmod(time_ns, NS)
-    if not 0 <= seconds < 253402300800:
+    if not 0 <= seconds < _YEAR_10000_S:
         return f"{time_ns}ns"
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09d}Z"
 
@@ -154,21 +161,48 @@ _COLUMNS: Final = (("time", 30), ("action", 6), ("score", 5), ("entity", 28), ("
 
 
 def _print_table(replay: Replay, summary: dict[str, Any], stdout: TextIO) -> None:
+    lines = []
     if replay.findings:
         head = "  ".join(name.ljust(width) for name, width in _COLUMNS)
-        print(f"{head}  reason", file=stdout)
+        lines.append(f"{head}  reason")
     for finding in replay.findings:
         shown = finding | {"score": f"{finding['score']:.2f}"}
         cells = [_printable(shown[name], width).ljust(width) for name, width in _COLUMNS]
-        print("  ".join([*cells, finding["reason"]]), file=stdout)
+        lines.append("  ".join([*cells, finding["reason"]]))
     verdicts = ", ".join(f"{name} {count}" for name, count in summary["verdicts"].items())
     found = ", ".join(f"{name} {count}" for name, count in summary["findings"].items())
-    print(
-        f"{summary['spans']} spans, {summary['tool_calls']} tool calls: {verdicts}\n"
+    lines.append(f"{summary['spans']} spans, {summary['tool_calls']} tool calls: {verdicts}")
+    lines.append(
         f"findings: {found}; late {summary['late']}, duplicates {summary['duplicates']};"
-        f" {summary['seconds']} s",
-        file=stdout,
+        f" {summary['seconds']} s"
     )
+    encoding = stdout.encoding or "utf-8"  # A terminal need not know every letter of a name.
+    stdout.writelines(
+        line.encode(encoding, "backslashreplace").decode(encoding) + "\n" for line in lines
+    )
+
+
+def _refuse_overwriting(out: Path, files: Sequence[Path]) -> None:
+    for path in files:
+        if out.exists() and path.exists() and out.samefile(path):
+            raise RecordingError(f"{out}: is one of the files to be read")
+
+
+def _replay_files(
+    config: Config, files: Sequence[Path], *, out: Path | None, calls: bool, signal: Signal
+) -> Replay:
+    """Replay `files` in order. Raises RecordingError."""
+    with contextlib.ExitStack() as stack:
+        writer = None
+        if out is not None:
+            _refuse_overwriting(out, files)
+            writer = recordings.Writer(out)
+            stack.callback(writer.close)
+        replay = Replay(config, calls=calls, writer=writer)
+        for path in files:
+            for recorded in recordings.read(path, signal):
+                replay.request(recorded)
+    return replay
 
 
 def replay_command(
@@ -183,19 +217,11 @@ def replay_command(
 ) -> int:
     """Replay `files` in order and print the report. Returns the exit code."""
     started = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        try:
-            writer = None
-            if out is not None:
-                writer = recordings.Writer(out)
-                stack.callback(writer.close)
-            replay = Replay(config, calls=calls, writer=writer)
-            for path in files:
-                for recorded in recordings.read(path, signal):
-                    replay.request(recorded)
-        except RecordingError as error:
-            print(error, file=sys.stderr)
-            return EXIT_UNREADABLE
+    try:
+        replay = _replay_files(config, files, out=out, calls=calls, signal=signal)
+    except RecordingError as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_UNREADABLE
     summary = replay.summary(time.perf_counter() - started)
     if output_format == "json":
         report: dict[str, Any] = {"summary": summary, "findings": replay.findings}

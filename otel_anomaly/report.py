@@ -7,17 +7,19 @@ what is told: a finding in a replay, a step of an episode in the service.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from otel_anomaly.detectors.finding import ACTIONS
 from otel_anomaly.entities import names
 from otel_anomaly.entities.identity import OF_AGENT
-from otel_anomaly.entities.table import Table
 from otel_anomaly.judge import DETECTORS, RATE, Judgement
 from otel_anomaly.otlp.scan import IS_ERROR, Columns
 from otel_anomaly.verdict import LINE_BYTES, put_reason
+
+if TYPE_CHECKING:
+    from otel_anomaly.entities.table import Table
 
 
 class Call(NamedTuple):

@@ -21,16 +21,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from otel_anomaly import __version__
 from otel_anomaly.config import Config, audit_path
 from otel_anomaly.episodes import EpisodeBook
 from otel_anomaly.exporters import build
 from otel_anomaly.handoff import Batch, Clock, EpisodeEvent, Outcome, Reply, Signal, Sink
-from otel_anomaly.judge import Judgement
 from otel_anomaly.kernels import cache_is_warm, signed
 from otel_anomaly.otlp.json import decode
 from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
@@ -44,7 +42,10 @@ from otel_anomaly.sinks import AuditSink, ConsoleSink
 from otel_anomaly.telemetry import Telemetry
 from otel_anomaly.warm import warm
 
-LOG = logging.getLogger("otel_anomaly")
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from otel_anomaly.judge import Judgement
 
 INLINE_BYTES_MAX: Final = 1 << 20
 """A body up to here is scanned in the loop, in about a millisecond; a larger one in a thread."""
@@ -86,7 +87,12 @@ class Service:
         self.telemetry = Telemetry(config.exporters, [name for name, on in sinks.items() if on])
         self._fanout = build(config, self.telemetry, clock, random.Random(seed))  # noqa: S311
         self.processor = Processor(
-            config, self._fanout, self.telemetry, seed=seed, on_judged=self._on_judged
+            config,
+            self._fanout,
+            self.telemetry,
+            seed=seed,
+            on_judged=self._on_judged,
+            on_emptied=self._on_emptied,
         )
         self._book = EpisodeBook(Reporter(self.processor.texts), config.alerts.hold)
         self._sinks: list[Sink] = []
@@ -100,10 +106,12 @@ class Service:
     def _build_doors(self) -> None:
         config, telemetry, clock = self._config, self.telemetry, self._clock
         protocols = config.receivers.otlp.protocols
-        self.grpc = protocols.grpc and GrpcReceiver(protocols.grpc, self.consume, telemetry, clock)
-        self.http = protocols.http and HttpReceiver(
-            protocols.http, self.consume, telemetry, clock, decode
-        )
+        self.grpc: GrpcReceiver | None = None
+        if protocols.grpc is not None:
+            self.grpc = GrpcReceiver(protocols.grpc, self.consume, telemetry, clock)
+        self.http: HttpReceiver | None = None
+        if protocols.http is not None:
+            self.http = HttpReceiver(protocols.http, self.consume, telemetry, clock, decode)
         self.monitoring = Monitoring(
             config.telemetry.metrics, telemetry, self.health, lambda: self.is_ready
         )
@@ -171,6 +179,9 @@ class Service:
         if judgement.steps.size:
             self._tell(self._book.take(columns, judgement, self.processor.state))
 
+    def _on_emptied(self) -> None:
+        self._tell(self._book.forget())
+
     def _tell(self, events: list[EpisodeEvent]) -> None:
         if events:
             for sink in self._sinks:
@@ -232,10 +243,12 @@ class Service:
         if self._ticker is not None:
             self._ticker.cancel()
         self._tell(self._book.end_all(self.processor.state))
-        if self._exporters_run:
-            await self._fanout.stop(self._config.service.drain_timeout / 1e9)
-        await asyncio.to_thread(self._close_sinks)
-        await self.monitoring.stop()
+        try:
+            if self._exporters_run:
+                await self._fanout.stop(self._config.service.drain_timeout / 1e9)
+        finally:  # The threads of the sinks would keep the process alive.
+            await asyncio.to_thread(self._close_sinks)
+            await self.monitoring.stop()
 
     def _close_sinks(self) -> None:
         if self._audit is not None:
@@ -297,7 +310,7 @@ def run(config: Config) -> int:
     try:
         Path(config.storage.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        print(f"otel-anomaly cannot start: {error}", file=sys.stderr)
+        sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
         return EXIT_CANNOT_START
     if sys.platform == "win32":
         return asyncio.run(_serve(config))

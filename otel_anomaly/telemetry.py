@@ -25,11 +25,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from otel_anomaly.handoff import Outcome, Signal
 
 # One more series for each counter, of which nobody asks when it was made.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PREFIX = "otel_anomaly"
 TRANSPORTS = ("grpc", "http")
-DROP_REASONS = ("queue_full", "rejected", "retries_exhausted", "shutdown", "too_large", "write_failed")
+DROP_REASONS = (
+    "queue_full",
+    "rejected",
+    "retries_exhausted",
+    "shutdown",
+    "too_large",
+    "write_failed",
+)
 
 JudgeCounts = Mapping[tuple[str, tuple[str, ...]], int]
 """(metric, label values) -> value, as `Processor.counts` gives it."""
@@ -76,7 +83,7 @@ class Telemetry:
     def __init__(self, exporters: Iterable[str] = (), sinks: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
         self._judge: Callable[[], JudgeCounts] = dict
-        self.registry.register(_JudgeCollector(lambda: self._judge()))
+        self.registry.register(_JudgeCollector(self._ask_judge))
         self.accepted_spans = self._counter(
             "receiver_accepted_spans", "Spans taken over.", "transport"
         )
@@ -93,13 +100,18 @@ class Telemetry:
             "exporter_sent_spans", "Spans the next hop took over.", "exporter"
         )
         self.failed_spans = self._counter(
-            "exporter_send_failed_spans", "Spans in attempts that failed; some succeed later.", "exporter"
+            "exporter_send_failed_spans",
+            "Spans in attempts that failed; some succeed later.",
+            "exporter",
         )
         self.dropped_spans = self._counter(
             "exporter_dropped_spans", "Spans given up, for good.", "exporter", "reason"
         )
         self.sent_requests = self._counter(
-            "exporter_sent_requests", "Received requests delivered, by signal.", "exporter", "signal"
+            "exporter_sent_requests",
+            "Received requests delivered, by signal.",
+            "exporter",
+            "signal",
         )
         self.dropped_requests = self._counter(
             "exporter_dropped_requests",
@@ -113,9 +125,13 @@ class Telemetry:
             "Spans that the next hop says it did not keep, of those counted as sent.",
             "exporter",
         )
-        self.held_spans = self._gauge("exporter_held_spans", "Spans in the queue or under way.", "exporter")
+        self.held_spans = self._gauge(
+            "exporter_held_spans", "Spans in the queue or under way.", "exporter"
+        )
         self.queue_size = self._gauge("exporter_queue_size", "Bytes held or reserved.", "exporter")
-        self.queue_capacity = self._gauge("exporter_queue_capacity", "Bytes that may be held.", "exporter")
+        self.queue_capacity = self._gauge(
+            "exporter_queue_capacity", "Bytes that may be held.", "exporter"
+        )
         self.sink_records = self._counter("sink_records", "Records written.", "sink")
         self.sink_dropped = self._counter("sink_dropped", "Records given up.", "sink")
         self.detection_failures = self._counter(
@@ -128,6 +144,9 @@ class Telemetry:
     def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:
         """Let `counts` be asked at every scrape."""
         self._judge = counts
+
+    def _ask_judge(self) -> JudgeCounts:
+        return self._judge()
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""

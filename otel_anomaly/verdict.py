@@ -21,8 +21,8 @@ import numpy as np
 
 from otel_anomaly.detectors.finding import ACTIONS, WARN
 from otel_anomaly.judge import CLAUSES, DETECTORS
-from otel_anomaly.kernels import borrow, copy, inlined, kernel
-from otel_anomaly.otlp.scan import decimal
+from otel_anomaly.kernels import Array, Int, Record, borrow, copy, inlined, kernel
+from otel_anomaly.otlp.attributes import decimal
 from otel_anomaly.otlp.splice import varint_size, write_varint
 
 MODES: Final = ("active", "learning")
@@ -116,7 +116,7 @@ def annotation_bytes_max(texts: np.ndarray) -> int:
 
 
 @inlined
-def _put(texts, piece, out, at):
+def _put(texts: Record, piece: Int, out: Array, at: Int) -> Int:
     """Copy a piece. Returns the position behind it."""
     start = texts["ends"][piece]
     count = texts["ends"][piece + 1] - start
@@ -125,7 +125,9 @@ def _put(texts, piece, out, at):
 
 
 @kernel
-def _put_double(texts, piece, value, scratch, out, at):
+def _put_double(
+    texts: Record, piece: Int, value: float, scratch: Array, out: Array, at: Int
+) -> Int:
     """A double attribute: the piece, then the value's eight bytes."""
     at = _put(texts, piece, out, at)
     scratch[0] = value
@@ -134,7 +136,7 @@ def _put_double(texts, piece, value, scratch, out, at):
 
 
 @kernel
-def put_number(value, out, at):
+def put_number(value: float, out: Array, at: Int) -> Int:
     """A number that is not negative, for people: whole, or with at most two decimals."""
     digits = np.empty(20, np.uint8)
     hundredths = np.int64(np.rint(min(value, 9e15) * 100.0))
@@ -153,7 +155,7 @@ def put_number(value, out, at):
 
 
 @kernel
-def _put_clause(texts, finding, out, at):
+def _put_clause(texts: Record, finding: Record, out: Array, at: Int) -> Int:
     """What was observed, against which limit: the detector's clause with its numbers."""
     piece = CLAUSE + finding["detector"]
     sign = finding["sign"]
@@ -174,13 +176,13 @@ def _put_clause(texts, finding, out, at):
 
 
 @kernel
-def put_reason(prepared, findings, first, count, line):
+def put_reason(prepared: Array, findings: Array, first: Int, count: Int, line: Array) -> Int:
     """The clauses of the findings of warn or more, joined by `; `. Returns the length."""
     return _put_clauses(prepared[0], findings, first, count, line)
 
 
 @kernel
-def _put_clauses(texts, findings, first, count, line):
+def _put_clauses(texts: Record, findings: Array, first: Int, count: Int, line: Array) -> Int:
     """`put_reason`, from a kernel."""
     at = np.int64(0)
     for i in range(first, first + count):
@@ -193,7 +195,9 @@ def _put_clauses(texts, findings, first, count, line):
 
 
 @kernel
-def _put_reason(texts, findings, first, count, line, out, at):
+def _put_reason(
+    texts: Record, findings: Array, first: Int, count: Int, line: Array, out: Array, at: Int
+) -> Int:
     """The reason as an attribute."""
     size = _put_clauses(texts, findings, first, count, line)
     key = texts["ends"][REASON + 1] - texts["ends"][REASON]
@@ -210,7 +214,7 @@ def _put_reason(texts, findings, first, count, line, out, at):
 
 
 @kernel
-def _put_types(texts, findings, first, count, out, at):
+def _put_types(texts: Record, findings: Array, first: Int, count: Int, out: Array, at: Int) -> Int:
     """The names of the detectors that reached warn, as an array of strings."""
     size = np.int64(0)
     for i in range(first, first + count):
@@ -236,7 +240,15 @@ def _put_types(texts, findings, first, count, out, at):
 
 
 @kernel
-def _put_verdict(texts, verdict, findings, scratch, line, out, at):
+def _put_verdict(
+    texts: Record,
+    verdict: Record,
+    findings: Array,
+    scratch: Array,
+    line: Array,
+    out: Array,
+    at: Int,
+) -> Int:
     """All attributes of a verdict that is not plain."""
     first, count = np.int64(verdict["finding"]), np.int64(verdict["findings"])
     at = _put(texts, ACTION + verdict["action"], out, at)
@@ -256,7 +268,15 @@ def _put_verdict(texts, verdict, findings, scratch, line, out, at):
 
 
 @kernel
-def encode(prepared, verdicts, findings, scratch, line, out, ends):
+def encode(
+    prepared: Array,
+    verdicts: Array,
+    findings: Array,
+    scratch: Array,
+    line: Array,
+    out: Array,
+    ends: Array,
+) -> None:
     """Write the attributes of every row into `out`; row i's end at `ends[i]`."""
     texts = prepared[0]
     verdicts, findings, scratch = borrow(verdicts), borrow(findings), borrow(scratch)

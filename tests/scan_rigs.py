@@ -14,21 +14,19 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from otel_anomaly.config import IdentityConfig
 from otel_anomaly.kernels import signed
+from otel_anomaly.otlp.attributes import BOOL, INT, STRING
 from otel_anomaly.otlp.dialects import TOOL, WEAK, WHO, compile_keys
 from otel_anomaly.otlp.hashing import hash_text, hash_two
 from otel_anomaly.otlp.scan import (
     ABSENT,
     BAD_ID,
-    BOOL,
     END,
-    INT,
     IS_CALL,
     IS_ERROR,
     IS_HINT,
     LENGTH_AT,
     PARENT,
     START,
-    STRING,
     MalformedRequest,
     scan,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import random
 from pathlib import Path
 
@@ -18,27 +19,27 @@ EDGES = (0, 1, -1, 2, 255, 1 << 31, 1 << 32, (1 << 63) - 1, -(1 << 63), 0x2D358D
 
 
 @kernel
-def _load8(data, at):  # type: ignore[no-untyped-def]
+def _load8(data: np.ndarray, at: int) -> int:
     return load8(data, at)
 
 
 @kernel
-def _load1(data, at):  # type: ignore[no-untyped-def]
+def _load1(data: np.ndarray, at: int) -> int:
     return load1(data, at)
 
 
 @kernel
-def _fold(a, b):  # type: ignore[no-untyped-def]
+def _fold(a: int, b: int) -> int:
     return fold(a, b)
 
 
 @kernel
-def _copy(target, at, source, start, count):  # type: ignore[no-untyped-def]
+def _copy(target: np.ndarray, at: int, source: np.ndarray, start: int, count: int) -> None:
     copy(target, at, source, start, count)
 
 
 @kernel
-def _borrowed_sum(values):  # type: ignore[no-untyped-def]
+def _borrowed_sum(values: np.ndarray) -> int:
     total = 0
     own = borrow(values)
     for i in range(own.size):
@@ -49,12 +50,12 @@ def _borrowed_sum(values):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _twice(number):  # type: ignore[no-untyped-def]
+def _twice(number: int) -> int:
     return number * 2
 
 
 @kernel
-def _four_times(number):  # type: ignore[no-untyped-def]
+def _four_times(number: int) -> int:
     return _twice(_twice(number))
 
 
@@ -87,7 +88,7 @@ def test_fold() -> None:
             expected = product // (1 << 64) ^ product % (1 << 64)
             assert _fold(a, b) == fold(a, b) == signed(expected)
     # Numbers of numpy are what kernels hand each other when nothing is compiled.
-    assert fold(np.int64(-1), np.int64(-1)) == fold(-1, -1)
+    assert fold(*np.array([-1, -1])) == fold(-1, -1)
 
 
 def test_signed() -> None:
@@ -203,11 +204,11 @@ def test_no_place_for_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     filled.mkdir()
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(filled))
     assert kernels._prepare_cache()
-    monkeypatch.setattr(kernels.os, "access", lambda _path, mode: not mode & kernels.os.W_OK)
+    monkeypatch.setattr(os, "access", lambda _path, mode: not mode & os.W_OK)
     assert not kernels._prepare_cache()
     (filled / "one.nbi").write_bytes(b"")
     assert kernels._prepare_cache()
-    monkeypatch.setattr(kernels.os, "access", lambda _path, _mode: False)
+    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
     assert not kernels._prepare_cache()
 
 

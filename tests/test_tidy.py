@@ -40,16 +40,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
-    "replay": CORE | {"telemetry", "processor"},
-    "service": CORE | EDGE | {"processor", "receivers", "exporters", "sinks"},
-    "warm": CORE | {"telemetry", "processor", "service"},
+    "report": CORE | {"judge", "verdict"},
+    "episodes": CORE | {"judge", "report"},
+    "recordings": {"handoff", "otlp"},
+    "replay": CORE | {"telemetry", "judge", "processor", "recordings", "report"},
+    "warm": {"handoff", "config", "telemetry", "judge", "otlp", "processor", "report"},
+    "service": CORE
+    | EDGE
+    | {"judge", "processor", "report", "episodes", "warm", "receivers", "exporters", "sinks"},
     "cli": {"handoff", "config", "sinks", "replay", "service"},
     "__main__": {"cli"},
 }
 
 # Packages of others -> the rooms that may know them. One that is not named here may not be used.
 MAY_USE: dict[str, set[str]] = {
-    "numpy": {"kernels", "otlp", "entities", "detectors", "judge", "verdict", "processor"},
+    "numpy": CORE - {"handoff", "config"} | {"judge", "verdict", "processor", "report", "episodes"},
     "numba": {"kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},

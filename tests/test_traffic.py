@@ -187,8 +187,8 @@ def test_naive_identity() -> None:
 def test_naive_facts() -> None:
     """
     Scenario: spans that are nearly tool calls, and tool calls that say little.
-    Guarantees: only the string `execute_tool`, said last, makes a call of one tool; end falls back to start; an
-    error is a status or a type that is not empty.
+    Guarantees: only the string `execute_tool`, said last, makes a call of one tool; end falls back
+    to start; an error is a status or a type that is not empty.
     """
     spans = [
         Span(attributes=traffic.attributes(pairs), start_time_unix_nano=5)

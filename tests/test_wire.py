@@ -237,7 +237,7 @@ EDGES = bytes.fromhex("00 41 7f 80 8f 90 9f a0 bf c0 c1 c2 df e0 e1 ec ed ee ef 
 
 
 @kernel
-def _utf8_of_each(data, size, out):  # type: ignore[no-untyped-def]
+def _utf8_of_each(data: np.ndarray, size: int, out: np.ndarray) -> None:
     """`is_utf8` of each `size` bytes in a row."""
     for i in range(out.size):
         out[i] = wire.is_utf8(data, i * size, (i + 1) * size)

@@ -105,7 +105,7 @@ def read_yaml(text: str, origin: Origin, root: KeyPath, environ: Mapping[str, st
     return Layer(value if isinstance(value, dict) else {}, reader.origins, len(root))
 
 
-class _Stop(Exception):  # noqa: N818 - not an error: the complaint is already noted.
+class _Stop(Exception):
     """A bound is passed: nothing more is read."""
 
 

@@ -13,9 +13,10 @@ few calls. The agent's own past (`rate_shift`, with its ceiling) is the answer t
 A call late by less than the window goes to its own second; a later one is not counted. The score
 is 0 below warn, 0.5 at warn, and grows linearly to 1 at block.
 
-A call whose verdict is `block` counts all the same: its span says that it was made, and on telemetry
-the action is advice. What was refused at our door, or delivered twice, does not count, so a client
-that sends again is not punished for it, and a session is below the line one window after it slows.
+A call whose verdict is `block` counts all the same: its span says that it was made, and on
+telemetry the action is advice. What was refused at our door, or delivered twice, does not count, so
+a client that sends again is not punished for it, and a session is below the line one window after
+it slows.
 
 Counters are 16 bits and stay at 65535; limits are bounded to match. Source: the ring of one-second
 counters is Grob's tool-spike detector (azerozero/grob, `src/security/tool_spike.rs`).
@@ -25,7 +26,7 @@ counters is Grob's tool-spike detector (azerozero/grob, `src/security/tool_spike
 >>> sign = np.zeros(1, SIGN)
 >>> for now_s in (100, 101, 102, 170):
 ...     score(state[1], plan[0], now_s * SECOND_NS, True, sign[0])
-...     learn(state[1], plan[0], now_s * SECOND_NS)
+...     learn(state[1], now_s * SECOND_NS)
 ...     print(float(sign[0]["observed"]), ACTIONS[sign[0]["action"]], float(sign[0]["score"]))
 1.0 allow 0.0
 2.0 warn 0.5
@@ -40,8 +41,17 @@ from typing import Final
 import numpy as np
 
 from otel_anomaly.config import RateConfig
-from otel_anomaly.detectors.finding import ACTIONS, ALLOW, BLOCK, JUDGED, LATE, SECOND_NS, SIGN, WARN
-from otel_anomaly.kernels import inlined
+from otel_anomaly.detectors.finding import (
+    ACTIONS,
+    ALLOW,
+    BLOCK,
+    JUDGED,
+    LATE,
+    SECOND_NS,
+    SIGN,
+    WARN,
+)
+from otel_anomaly.kernels import Int, Record, inlined
 
 __all__ = ["ACTIONS", "SECOND_NS", "SIGN", "STATE", "learn", "make_plan", "make_state", "score"]
 
@@ -70,7 +80,7 @@ def make_state(capacity: int) -> np.ndarray:
 
 
 @inlined
-def _advance(state, second, seconds):
+def _advance(state: Record, second: Int, seconds: Int) -> None:
     """Move the head to a newer second, dropping what leaves the window."""
     gap = second - state["head"]
     if gap >= seconds:
@@ -87,7 +97,7 @@ def _advance(state, second, seconds):
 
 
 @inlined
-def score(state, plan, now_ns, fresh, sign):
+def score(state: Record, plan: Record, now_ns: Int, fresh: bool, sign: Record) -> None:
     """Judge one call that ended at `now_ns`; `fresh`: it is not counted yet (no duplicate)."""
     second = now_ns // SECOND_NS
     if second > state["head"]:
@@ -113,7 +123,7 @@ def score(state, plan, now_ns, fresh, sign):
 
 
 @inlined
-def learn(state, plan, now_ns):
+def learn(state: Record, now_ns: Int) -> None:
     """Count a call that `score` has just judged and that is not late."""
     place = (now_ns // SECOND_NS) % SECONDS
     if state["counts"][place] < COUNT_MAX:

@@ -52,7 +52,7 @@ import numpy as np
 
 from otel_anomaly.config import RateShiftConfig
 from otel_anomaly.detectors.finding import ALLOW, BLOCK, COLD, JUDGED, LATE, PAUSE, SECOND_NS, WARN
-from otel_anomaly.kernels import inlined, kernel
+from otel_anomaly.kernels import Array, Int, Record, inlined, kernel
 
 BUCKETS: Final = 60
 COUNT_MAX: Final = 65535
@@ -107,7 +107,7 @@ def make_state(capacity: int) -> np.ndarray:
 
 
 @kernel
-def _median(values, count):
+def _median(values: Array, count: Int) -> float:
     """Median of the first `count` values, which are sorted. 0 for none."""
     if count == 0:
         return 0.0
@@ -115,7 +115,7 @@ def _median(values, count):
 
 
 @kernel
-def _sort(values, count):
+def _sort(values: Array, count: Int) -> None:
     """Insertion sort of the first `count` values: at most 119 of them, mostly in runs."""
     for i in range(1, count):
         value = values[i]
@@ -127,7 +127,9 @@ def _sort(values, count):
 
 
 @kernel
-def baseline(past, count, peaks, k, ratio, floor):
+def baseline(
+    past: Array, count: Int, peaks: Array, k: float, ratio: float, floor: Int
+) -> tuple[float, float]:
     """Returns (limit, median) for the first `count` closed buckets in `past`, int64.
 
     `peaks` (int64 [m]) only add to the level. `past` is sorted in place.
@@ -149,7 +151,7 @@ def baseline(past, count, peaks, k, ratio, floor):
 
 
 @kernel
-def _work_out(state, which, plan):
+def _work_out(state: Record, which: Int, plan: Record) -> None:
     """Settle limit and usual of a ring for its open bucket, from its closed ones."""
     span = SECOND_NS if which == 0 else MINUTE_NS
     closed = min(state["head"][which] - state["first_ns"] // span, np.int64(BUCKETS - 1))
@@ -172,28 +174,27 @@ def _work_out(state, which, plan):
 
 
 @inlined
-def _note_peak(state):
+def _note_peak(state: Record) -> None:
     """A second closes: it may be the busiest of its minute."""
     place = state["head"][0] % BUCKETS
     minute = state["head"][0] // 60
     if state["flagged"][0] >> place & 1 == 0 and minute > state["head"][1] - BUCKETS:
         count = state["counts"][0, place]
-        if count > state["peaks"][minute % BUCKETS]:
-            state["peaks"][minute % BUCKETS] = count
+        state["peaks"][minute % BUCKETS] = max(state["peaks"][minute % BUCKETS], count)
 
 
 @kernel
-def _advance(state, which, bucket):
+def _advance(state: Record, which: Int, bucket: Int) -> None:
     """Open a newer bucket of a ring; what was skipped was idle, and counts as 0."""
     passed = bucket - state["head"][which]
     state["head"][which] = bucket
     state["limit"][which] = 0.0
     if passed >= BUCKETS:
         state["flagged"][which] = 0
-        for place in range(BUCKETS):
-            state["counts"][which, place] = 0
+        for slot in range(BUCKETS):
+            state["counts"][which, slot] = 0
             if which == 1:
-                state["peaks"][place] = 0
+                state["peaks"][slot] = 0
         return
     place = bucket % BUCKETS
     for _ in range(passed):
@@ -205,7 +206,9 @@ def _advance(state, which, bucket):
 
 
 @kernel
-def _judge_ring(state, which, plan, bucket, fresh, sign):
+def _judge_ring(
+    state: Record, which: Int, plan: Record, bucket: Int, fresh: bool, sign: Record
+) -> None:
     """Hold the open bucket of one ring against its limit; the worse of two findings stays."""
     if bucket != state["head"][which]:
         return
@@ -217,8 +220,7 @@ def _judge_ring(state, which, plan, bucket, fresh, sign):
     limit = float(state["limit"][which])
     if which == 1 and plan["ceiling"] > 0:
         limit = min(limit, float(plan["ceiling"]))
-    if count / limit > sign["ratio"]:
-        sign["ratio"] = count / limit
+    sign["ratio"] = max(sign["ratio"], count / limit)
     if count < limit:
         return
     score = 1.0 - limit / (2.0 * count)
@@ -229,7 +231,7 @@ def _judge_ring(state, which, plan, bucket, fresh, sign):
 
 
 @inlined
-def score(state, plan, now_ns, fresh, sign):
+def score(state: Record, plan: Record, now_ns: Int, fresh: bool, sign: Record) -> None:
     """Judge one call that ended at `now_ns`; `fresh`: it is not counted yet (no duplicate)."""
     sign["score"], sign["action"], sign["observed"], sign["limit"] = 0.0, ALLOW, 0.0, 0.0
     sign["usual"], sign["window_s"], sign["ratio"] = 0.0, 0.0, 0.0
@@ -251,14 +253,14 @@ def score(state, plan, now_ns, fresh, sign):
 
 
 @inlined
-def is_cold(state, plan, now_ns):
+def is_cold(state: Record, plan: Record, now_ns: Int) -> bool:
     """Whether the agent is still learning: too few calls, or known for too short a time."""
     age = now_ns // SECOND_NS - state["first_ns"] // SECOND_NS
     return state["samples"] < plan["min_samples"] or age < plan["min_buckets"]
 
 
 @inlined
-def learn(state, now_ns, alarmed):
+def learn(state: Record, now_ns: Int, alarmed: Int) -> None:
     """Count a call that `score` has just judged and that is not late.
 
     `alarmed`: its verdict reached pause, so its buckets are kept out of the baselines.

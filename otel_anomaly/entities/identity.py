@@ -19,8 +19,8 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.entities.table import OF_ROW, find, find_or_make
-from otel_anomaly.kernels import copy, inlined, kernel
+from otel_anomaly.entities.table import OF_ROW, Table, find, find_or_make
+from otel_anomaly.kernels import Array, Int, Record, copy, inlined
 from otel_anomaly.otlp.dialects import AGENT, SESSION, TENANT, USER, WEAK, WHO
 from otel_anomaly.otlp.hashing import hash_two
 from otel_anomaly.otlp.scan import ABSENT, BAD_ID, IS_HINT, RESOURCE_LEVEL
@@ -46,7 +46,7 @@ TRACE = np.dtype(
     ],
     align=True,
 )
-assert NAME_BYTES <= np.iinfo(np.uint8).max
+assert np.iinfo(np.uint8).max >= NAME_BYTES
 
 PERSON = np.dtype(
     [
@@ -63,13 +63,13 @@ PERSON = np.dtype(
 
 
 @inlined
-def scoped_key(kind, tenant, value, seed):
+def scoped_key(kind: Int, tenant: Int, value: Int, seed: Int) -> Int:
     """Key of an entity: typed, and inside its tenant (0: none)."""
     return hash_two(hash_two(kind, tenant, seed), value, seed)
 
 
 @inlined
-def remember_trace(table, data, row, now_ns):
+def remember_trace(table: Table, data: Array, row: Record, now_ns: Int) -> None:
     """Let a span's own identity speak for its trace."""
     if row["flags"] & IS_HINT == 0 or row["flags"] & BAD_ID != 0:
         return
@@ -97,7 +97,7 @@ def remember_trace(table, data, row, now_ns):
 
 
 @inlined
-def resolve(table, row, scope_kind, seed, person):
+def resolve(table: Table, row: Record, scope_kind: Int, seed: Int, person: Record) -> None:
     """Settle who made the call of `row` and under which keys it is counted, into `person`."""
     known = np.int64(0)
     if row["flags"] & BAD_ID == 0:
@@ -126,7 +126,9 @@ def resolve(table, row, scope_kind, seed, person):
 
 
 @inlined
-def _choose_rate_key(person, scope_kind, tenant, agent_key, seed):
+def _choose_rate_key(
+    person: Record, scope_kind: Int, tenant: Int, agent_key: Int, seed: Int
+) -> None:
     """Whose calls are added up: the scope asked for, or what stands in for it."""
     session, user = person["hash"][SESSION], person["hash"][USER]
     if scope_kind == OF_AGENT and agent_key != 0:

@@ -19,8 +19,9 @@ from otel_anomaly.entities.identity import (
     OF_USER,
 )
 from otel_anomaly.entities.table import Table
+from otel_anomaly.otlp.attributes import BOOL, STRING
 from otel_anomaly.otlp.dialects import AGENT, SESSION, TENANT, TOOL, USER, WHO
-from otel_anomaly.otlp.scan import ABSENT, BOOL, STRING
+from otel_anomaly.otlp.scan import ABSENT
 from otel_anomaly.otlp.wire import read_varint
 
 TEXT_BYTES_MAX: Final = 256
@@ -56,7 +57,9 @@ def decode(data: np.ndarray, kind: int, at: int, length: int) -> str:
     return str(number)
 
 
-def _identity(data: np.ndarray, row: np.void, person: np.void, traces: Table, who: int) -> str | None:
+def _identity(
+    data: np.ndarray, row: np.void, person: np.void, traces: Table, who: int
+) -> str | None:
     source = person["source"][who]
     if source == FROM_NOBODY:
         return None

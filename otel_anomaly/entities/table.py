@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import borrow, inlined, kernel, prefetch
+from otel_anomaly.kernels import Int, borrow, inlined, kernel, prefetch
 
 KEY, ROW_NUMBER = range(2)
 HEAD = np.dtype(
@@ -70,15 +70,13 @@ def make_table(
 
 
 @inlined
-def borrow_table(table):
+def borrow_table(table: Table) -> Table:
     """`borrow` for all arrays of a table."""
-    return Table(
-        borrow(table.head), borrow(table.slots), borrow(table.rows), borrow(table.blank)
-    )
+    return Table(borrow(table.head), borrow(table.slots), borrow(table.rows), borrow(table.blank))
 
 
 @inlined
-def find(table, key):
+def find(table: Table, key: Int) -> Int:
     """The row of `key`, or 0."""
     mask = table.head[0]["mask"]
     place = key & mask
@@ -90,7 +88,7 @@ def find(table, key):
 
 
 @inlined
-def find_or_make(table, key, now_ns):
+def find_or_make(table: Table, key: Int, now_ns: Int) -> Int:
     """The row of `key`, its state empty when it is new; 0 when there is no room."""
     row = find(table, key)
     if row == 0:
@@ -105,7 +103,7 @@ def find_or_make(table, key, now_ns):
 
 
 @kernel
-def _make(table, key, now_ns):
+def _make(table: Table, key: Int, now_ns: Int) -> Int:
     """A row for a key that is not in the table; 0 when there is no room."""
     head = table.head[0]
     row = _take_row(table, now_ns)
@@ -125,19 +123,19 @@ def _make(table, key, now_ns):
 
 
 @inlined
-def prefetch_slot(table, key):
+def prefetch_slot(table: Table, key: Int) -> None:
     """Ask for the slot of a key ahead of time: look-ups are mostly waiting for memory."""
     prefetch(table.slots[:, KEY], key & table.head[0]["mask"])
 
 
 @inlined
-def prefetch_row(table, key):
+def prefetch_row(table: Table, key: Int) -> None:
     """Ask for the record of a key whose slot was asked for before."""
     prefetch(table.rows, find(table, key))
 
 
 @kernel
-def _take_row(table, now_ns):
+def _take_row(table: Table, now_ns: Int) -> Int:
     """A row for a newcomer: a free one, one never used, or that of the longest silent. Else 0."""
     head = table.head[0]
     row = head["free"]
@@ -161,7 +159,7 @@ def _take_row(table, now_ns):
 
 
 @kernel
-def remove(table, key):
+def remove(table: Table, key: Int) -> None:
     """Forget a key that is in the table. Its row belongs to the caller."""
     slots, mask = table.slots, table.head[0]["mask"]
     hole = key & mask
@@ -184,7 +182,7 @@ def remove(table, key):
 
 
 @kernel
-def sweep(table, now_ns, count):
+def sweep(table: Table, now_ns: Int, count: Int) -> Int:
     """Free the rows among the next `count` under the hand that are idle. Returns how many.
 
     Changes no verdict: an idle entity is a new one when it comes back, swept or not.

@@ -145,9 +145,7 @@ def compile_keys(
     return table
 
 
-def _fill_slots(
-    keys: np.void, by_key: dict[str, list[tuple[int, int, int]]], seed: int
-) -> None:
+def _fill_slots(keys: np.void, by_key: dict[str, list[tuple[int, int, int]]], seed: int) -> None:
     """Open addressing with linear probing, at most half full."""
     size = 1 << (2 * len(by_key)).bit_length()
     assert size <= SLOTS_MAX, "too many keys"

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import fold, inlined, load1, load8
+from otel_anomaly.kernels import Array, Int, fold, inlined, load1, load8
 
 K0: Final = -0x5F89E29B87429BD1
 K1: Final = 0x2D358DCCAA6C78A5
@@ -23,7 +23,7 @@ K2: Final = -0x74432C3C0A1B3F3B
 
 
 @inlined
-def load_rest(data, at, count):
+def load_rest(data: Array, at: Int, count: Int) -> Int:
     """The 0..8 bytes at `at` as a number, zero-padded. Needs `at + count <= size`."""
     if at + 8 <= data.size and count > 0:
         word = load8(data, at)
@@ -37,7 +37,7 @@ def load_rest(data, at, count):
 
 
 @inlined
-def hash_bytes(data, at, count, seed):
+def hash_bytes(data: Array, at: Int, count: Int, seed: Int) -> Int:
     """Hash of `count` bytes at `at`: int64, never 0. Needs `at + count <= size`."""
     value = fold(seed ^ K0, count ^ K1)
     while count > 8:
@@ -49,7 +49,7 @@ def hash_bytes(data, at, count, seed):
 
 
 @inlined
-def hash_two(a, b, seed):
+def hash_two(a: Int, b: Int, seed: Int) -> Int:
     """Hash of two numbers: int64, never 0. `hash_two(a, b)` and `hash_two(b, a)` differ."""
     value = fold(fold(a ^ seed ^ K0, K1) ^ b, K2 ^ seed)
     return value if value != 0 else np.int64(1)

@@ -22,14 +22,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import borrow, inlined, kernel, load1, load8
+from otel_anomaly.kernels import Array, Int, Record, borrow, inlined, kernel, load1, load8
+from otel_anomaly.otlp.attributes import STRING, hash_value, read_pair, read_unusual_pair
 from otel_anomaly.otlp.dialects import ERROR, FACTS, MARK, RANKS_MAX, WEAK, WHO
 from otel_anomaly.otlp.hashing import hash_bytes, hash_two
 from otel_anomaly.otlp.wire import (
     BYTES,
     EVENT,
     FIXED64,
-    KEY_VALUE,
     LINK,
     RESOURCE,
     SCOPE,
@@ -43,9 +43,6 @@ from otel_anomaly.otlp.wire import (
     read_varint,
     skip,
 )
-
-NONE, STRING, BOOL, INT = range(4)
-"""Kinds of a value. NONE: absent, or of a type that names nobody."""
 
 ABSENT: Final = 1 << 14
 """Order of a fact that is not there; real ones are below."""
@@ -66,9 +63,9 @@ assert IS_CALL == 1  # The scan adds it up.
 
 STATUS_CODE_ERROR: Final = 2
 SPANS_PER_REQUEST_MAX: Final = 1 << 23
-assert SPANS_PER_REQUEST_MAX <= np.iinfo(np.int32).max
+assert np.iinfo(np.int32).max >= SPANS_PER_REQUEST_MAX
 REQUEST_BYTES_MAX: Final = 1 << 30
-assert REQUEST_BYTES_MAX <= np.iinfo(np.int32).max  # Offsets are int32 columns.
+assert np.iinfo(np.int32).max >= REQUEST_BYTES_MAX  # Offsets are int32 columns.
 
 ROW = np.dtype(
     [
@@ -133,7 +130,7 @@ class Columns(NamedTuple):
 
 
 @kernel
-def _count(data, counts):
+def _count(data: Array, counts: Array) -> bool:
     """Count ResourceSpans, ScopeSpans and spans into `counts`. False when framing is broken."""
     at = np.int64(0)
     while at < data.size:
@@ -154,7 +151,7 @@ def _count(data, counts):
 
 
 @kernel
-def _count_spans(data, at, end, counts):
+def _count_spans(data: Array, at: Int, end: Int, counts: Array) -> bool:
     """The ScopeSpans of one ResourceSpans, and the spans in them."""
     while at < end:
         tag, at = read_tag(data, at, end)
@@ -184,130 +181,8 @@ def _count_spans(data, at, end, counts):
     return True
 
 
-@kernel
-def _last_key(data, at, end):
-    """Where the last key of a checked KeyValue begins and ends; both `at` when it has none."""
-    found, found_end = at, at
-    while at < end:
-        tag, at = read_tag(data, at, end)
-        if tag == (1 << 3 | BYTES):
-            found, found_end = read_length(data, at, end)
-        at = skip(data, at, end, tag, IN_REQUEST)
-    return found, found_end
-
-
-@kernel
-def _scalar(data, at, end, kind, value_at, length):
-    """The scalar an AnyValue ends up with: (kind, where, length). The range is checked.
-
-    The members are one oneof: the last on the wire wins, also over one of another type. What
-    comes in is what an earlier AnyValue of the same pair left, for protobuf merges them.
-    """
-    while at < end:
-        tag, at = read_tag(data, at, end)
-        field, wire = tag >> 3, tag & 7
-        if field == 1 and wire == BYTES:
-            value_at, stop = read_length(data, at, end)
-            kind, length = STRING, stop - value_at
-        elif (field == 2 or field == 3) and wire == VARINT:
-            kind, value_at, length = BOOL if field == 2 else INT, at, end - at
-        elif (field == 4 and wire == FIXED64) or (5 <= field <= 7 and wire == BYTES):
-            kind = NONE
-        elif field == 8 and wire == VARINT:
-            kind = NONE  # An index into a table that only profiles have.
-        at = skip(data, at, end, tag, IN_REQUEST)
-    return kind, value_at, length
-
-
-@kernel
-def _unusual_pair(data, at, end, depth):
-    """`_read_pair` for a KeyValue in any form that protobuf accepts."""
-    if not check_message(data, at, end, KEY_VALUE, depth):
-        return False, at, at, NONE, at, 0
-    key, key_end = _last_key(data, at, end)
-    kind, value_at, length = NONE, at, 0
-    while at < end:
-        tag, at = read_tag(data, at, end)
-        if tag == (2 << 3 | BYTES):
-            start, stop = read_length(data, at, end)
-            kind, value_at, length = _scalar(data, start, stop, kind, value_at, length)
-        at = skip(data, at, end, tag, IN_REQUEST)
-    return True, key, key_end, kind, value_at, length
-
-
 @inlined
-def _read_pair(data, at, end, depth):
-    """A KeyValue in [at, end): (ok, key start, key end, kind of value, where it is, its length)."""
-    if end - at < 4 or load1(data, at) != 10 or load1(data, at + 1) > 127:
-        return _unusual_pair(data, at, end, depth)
-    key = at + 2
-    key_end = key + load1(data, at + 1)
-    if end - key_end < 2 or load1(data, key_end) != 18:
-        return _unusual_pair(data, at, end, depth)
-    start, stop = read_length(data, key_end + 1, end)
-    if stop != end or start == stop:
-        return _unusual_pair(data, at, end, depth)
-    member = load1(data, start)
-    if member == 10:
-        text, text_end = read_length(data, start + 1, stop)
-        if text_end == stop:
-            ok = is_utf8(data, key, key_end) and is_utf8(data, text, text_end)
-            return ok, key, key_end, STRING, text, text_end - text
-    elif member == 16 or member == 24:
-        _, after = read_varint(data, start + 1, stop)
-        if after == stop:
-            kind = BOOL if member == 16 else INT
-            return is_utf8(data, key, key_end), key, key_end, kind, start + 1, stop - start - 1
-    return _unusual_pair(data, at, end, depth)
-
-
-@kernel
-def decimal(number, digits):
-    """Write a signed number as ASCII at the end of `digits` (uint8 [20]); returns where it begins."""
-    at = 20
-    rest = number if number < 0 else -number  # The negative side holds one number more.
-    while True:
-        tens = (rest + 9) // 10
-        at -= 1
-        digits[at] = 48 + tens * 10 - rest
-        rest = tens
-        if rest == 0:
-            break
-    if number < 0:
-        at -= 1
-        digits[at] = 45
-    return at
-
-
-@kernel
-def _hash_number(data, kind, at, length, seed):
-    """Hash of a bool or an int as the text a person would write."""
-    number, _ = read_varint(data, at, at + length)
-    digits = np.empty(20, np.uint8)
-    if kind == INT:
-        start = decimal(number, digits)
-    elif number != 0:
-        start = 16
-        digits[16], digits[17], digits[18], digits[19] = 116, 114, 117, 101  # true
-    else:
-        start = 15
-        digits[15], digits[16], digits[17] = 102, 97, 108  # false
-        digits[18], digits[19] = 115, 101
-    return hash_bytes(digits, start, 20 - start, seed)
-
-
-@inlined
-def _hash_value(data, kind, at, length, seed):
-    """Hash of the value as text, or 0 when it names nothing: empty, or not of a scalar type."""
-    if kind == STRING and length > 0:
-        return hash_bytes(data, at, length, seed)
-    if kind == BOOL or kind == INT:
-        return _hash_number(data, kind, at, length, seed)
-    return np.int64(0)
-
-
-@inlined
-def _find_key(data, key, key_end, keys):
+def _find_key(data: Array, key: Int, key_end: Int, keys: Record) -> tuple[Int, Int]:
     """Returns (hash of the key, its slot), slot -1 when it means nothing to us."""
     hashed = hash_bytes(data, key, key_end - key, keys["seed"])
     mask = keys["slot_mask"]
@@ -320,10 +195,20 @@ def _find_key(data, key, key_end, keys):
 
 
 @kernel
-def _take(data, hashed, place, kind, at, length, level, keys, row):
+def _take(
+    data: Array,
+    hashed: Int,
+    place: Int,
+    kind: Int,
+    at: Int,
+    length: Int,
+    level: Int,
+    keys: Record,
+    row: Record,
+) -> tuple[Int, Int]:
     """Note in `row` what an attribute says. Returns (marks to clear, marks to set)."""
     seed = keys["seed"]
-    value_hash = _hash_value(data, kind, at, length, seed)
+    value_hash = hash_value(data, kind, at, length, seed)
     clear, bits = np.int64(0), np.int64(0)
     first = keys["slots"][place, 1] >> 8
     for i in range(first, first + (keys["slots"][place, 1] & 255)):
@@ -349,13 +234,22 @@ def _take(data, hashed, place, kind, at, length, level, keys, row):
 
 
 @kernel
-def _take_all(data, at, end, attributes, depth, level, keys, row):
+def _take_all(
+    data: Array,
+    at: Int,
+    end: Int,
+    attributes: Int,
+    depth: Int,
+    level: Int,
+    keys: Record,
+    row: Record,
+) -> None:
     """Take the attributes of a checked Resource or Scope: `attributes` is their tag."""
     while at < end:
         tag, at = read_tag(data, at, end)
         if tag == attributes:
             start, stop = read_length(data, at, end)
-            _, key, key_end, kind, value_at, length = _unusual_pair(data, start, stop, depth)
+            _, key, key_end, kind, value_at, length = read_unusual_pair(data, start, stop, depth)
             hashed, place = _find_key(data, key, key_end, keys)
             if place >= 0:
                 _take(data, hashed, place, kind, value_at, length, level, keys, row)
@@ -363,7 +257,7 @@ def _take_all(data, at, end, attributes, depth, level, keys, row):
 
 
 @inlined
-def _is_forged(data, key, key_end, keys):
+def _is_forged(data: Array, key: Int, key_end: Int, keys: Record) -> bool:
     """Whether a key stands under our prefix."""
     if key_end - key < keys["prefix_size"]:
         return False
@@ -374,14 +268,14 @@ def _is_forged(data, key, key_end, keys):
 
 
 @kernel
-def is_forged_pair(data, at, end, keys):
+def is_forged_pair(data: Array, at: Int, end: Int, keys: Record) -> bool:
     """Whether a checked KeyValue stands under our prefix."""
-    _, key, key_end, _, _, _ = _unusual_pair(data, at, end, IN_ATTRIBUTE)
+    _, key, key_end, _, _, _ = read_unusual_pair(data, at, end, IN_ATTRIBUTE)
     return _is_forged(data, key, key_end, keys)
 
 
 @kernel
-def _read_span(data, at, end, keys, row):
+def _read_span(data: Array, at: Int, end: Int, keys: Record, row: Record) -> tuple[bool, Int]:
     """Check one span and note it in `row`, which holds what it inherits. Returns (ok, marks)."""
     marks = np.int64(0)
     trace_bytes, span_bytes = 0, 0
@@ -408,7 +302,7 @@ def _read_span(data, at, end, keys, row):
             return False, marks
         field = tag >> 3
         if field == 9:
-            ok, key, key_end, kind, value_at, length = _read_pair(data, start, at, IN_ATTRIBUTE)
+            ok, key, key_end, kind, value_at, length = read_pair(data, start, at, IN_ATTRIBUTE)
             if not ok:
                 return False, marks
             hashed, place = _find_key(data, key, key_end, keys)
@@ -431,7 +325,7 @@ def _read_span(data, at, end, keys, row):
 
 
 @kernel
-def _read_status(data, at, end, row):
+def _read_status(data: Array, at: Int, end: Int, row: Record) -> None:
     """Note the code of a checked Status, which a later one overrides."""
     while at < end:
         tag, at = read_tag(data, at, end)
@@ -444,8 +338,8 @@ def _read_status(data, at, end, row):
 
 
 @kernel
-def _check_other(data, start, stop, field, row):
-    """A length-delimited field of a span that is neither id nor attribute: check it, note errors."""
+def _check_other(data: Array, start: Int, stop: Int, field: Int, row: Record) -> bool:
+    """A length-delimited field of a span, neither id nor attribute: check it, note errors."""
     if field == 3 or field == 5:
         return is_utf8(data, start, stop)
     if field == 15:
@@ -461,7 +355,7 @@ def _check_other(data, start, stop, field, row):
 
 
 @kernel
-def _close_span(data, seed, trace_bytes, span_bytes, row):
+def _close_span(data: Array, seed: Int, trace_bytes: Int, span_bytes: Int, row: Record) -> None:
     """Hash the ids and settle the end time, once the whole span is read."""
     if row["end_ns"] == 0:
         row["end_ns"] = row["start_ns"]
@@ -479,7 +373,7 @@ def _close_span(data, seed, trace_bytes, span_bytes, row):
 
 
 @kernel
-def _matters(row, marks, keys):
+def _matters(row: Record, marks: Int, keys: Record) -> bool:
     """Set the flags of a finished row and say whether the span matters."""
     flags = row["flags"]
     for i in range(keys["rule_count"]):
@@ -496,7 +390,9 @@ def _matters(row, marks, keys):
 
 
 @kernel
-def _scan_scope(data, frame, scope, keys, rows, state):
+def _scan_scope(
+    data: Array, frame: Array, scope: Int, keys: Record, rows: Array, state: Array
+) -> bool:
     """One ScopeSpans: its scope, then its spans."""
     inherited = rows[rows.size - 2]
     rows[rows.size - 2] = rows[rows.size - 1]
@@ -511,7 +407,16 @@ def _scan_scope(data, frame, scope, keys, rows, state):
             if tag >> 3 == 1:
                 if not check_message(data, start, stop, SCOPE, IN_SCOPE):
                     return False
-                _take_all(data, start, stop, ATTRIBUTES_OF_SCOPE, IN_SCOPE + 1, SCOPE_LEVEL, keys, inherited)
+                _take_all(
+                    data,
+                    start,
+                    stop,
+                    ATTRIBUTES_OF_SCOPE,
+                    IN_SCOPE + 1,
+                    SCOPE_LEVEL,
+                    keys,
+                    inherited,
+                )
             elif tag >> 3 == 3 and not is_utf8(data, start, stop):
                 return False
         at = skip(data, at, end, tag, IN_SCOPE_SPANS)
@@ -539,7 +444,16 @@ def _scan_scope(data, frame, scope, keys, rows, state):
 
 
 @kernel
-def _scan_resource(data, frame, number, keys, blank, rows, scopes, state):
+def _scan_resource(
+    data: Array,
+    frame: Array,
+    number: Int,
+    keys: Record,
+    blank: Array,
+    rows: Array,
+    scopes: Array,
+    state: Array,
+) -> bool:
     """One ResourceSpans: its resource, then its ScopeSpans."""
     inherited = rows[rows.size - 1]
     rows[rows.size - 1] = blank[0]
@@ -554,7 +468,14 @@ def _scan_resource(data, frame, number, keys, blank, rows, scopes, state):
                 if not check_message(data, start, stop, RESOURCE, IN_RESOURCE):
                     return False
                 _take_all(
-                    data, start, stop, ATTRIBUTES_OF_RESOURCE, IN_RESOURCE + 1, RESOURCE_LEVEL, keys, inherited
+                    data,
+                    start,
+                    stop,
+                    ATTRIBUTES_OF_RESOURCE,
+                    IN_RESOURCE + 1,
+                    RESOURCE_LEVEL,
+                    keys,
+                    inherited,
                 )
             elif field == 2:
                 scope = scopes[state[SCOPES]]
@@ -570,11 +491,19 @@ def _scan_resource(data, frame, number, keys, blank, rows, scopes, state):
 
 
 @kernel
-def _scan(data, table, blank, rows, resources, scopes, state):
+def _scan(
+    data: Array,
+    table: Array,
+    blank: Array,
+    rows: Array,
+    resources: Array,
+    scopes: Array,
+    state: Array,
+) -> bool:
     """Fill the columns of a request whose frames were counted. Returns whether it is well-formed.
 
-    `state` (zeros) counts rows USED, SPANS, SCOPES, CALLS and FORGED. The last two rows are what the spans
-    of a scope and the scopes of a resource start from.
+    `state` (zeros) counts rows USED, SPANS, SCOPES, CALLS and FORGED. The last two rows are what
+    the spans of a scope and the scopes of a resource start from.
     """
     data, blank, rows = borrow(data), borrow(blank), borrow(rows)
     resources, scopes, state = borrow(resources), borrow(scopes), borrow(state)

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import borrow, copy, inlined, kernel
+from otel_anomaly.kernels import Array, Int, Record, borrow, copy, inlined, kernel
 from otel_anomaly.otlp.scan import (
     END,
     IN_ATTRIBUTE,
@@ -33,7 +33,7 @@ assert IN_ATTRIBUTE == IN_SPAN + 1
 
 
 @inlined
-def varint_size(value):
+def varint_size(value: Int) -> Int:
     """Bytes that `value`, not negative, takes as a varint."""
     size = 1
     while value > 127:
@@ -43,7 +43,7 @@ def varint_size(value):
 
 
 @inlined
-def write_varint(out, at, value):
+def write_varint(out: Array, at: Int, value: Int) -> Int:
     """Write a number that is not negative. Returns the position behind it."""
     while value > 127:
         out[at] = value & 127 | 128
@@ -54,14 +54,14 @@ def write_varint(out, at, value):
 
 
 @inlined
-def _grown(length_at, start, end, growth):
+def _grown(length_at: Int, start: Int, end: Int, growth: Array) -> Int:
     """How much longer a message with its length gets when its content grows by `growth`."""
     size = end - start + growth
     return growth + varint_size(size) - (start - length_at)
 
 
 @kernel
-def _sizes(rows, resources, scopes, ends, growth):
+def _sizes(rows: Array, resources: Array, scopes: Array, ends: Array, growth: Array) -> Int:
     """Fill `growth` [resources + scopes]: by how much the content of each changes. Returns all.
 
     A row's attributes are `ends[row - 1]:ends[row]` of what is to be appended.
@@ -100,7 +100,9 @@ def _sizes(rows, resources, scopes, ends, growth):
 
 
 @inlined
-def _open(data, out, at, done, frame, growth):
+def _open(
+    data: Array, out: Array, at: Int, done: Int, frame: Array, growth: Array
+) -> tuple[Int, Int]:
     """Copy up to a frame and write its new length. Returns (at, done)."""
     copy(out, at, data, done, frame[LENGTH_AT] - done)
     at += frame[LENGTH_AT] - done
@@ -108,7 +110,7 @@ def _open(data, out, at, done, frame, growth):
 
 
 @kernel
-def _copy_unforged(data, at, end, keys, out, to):
+def _copy_unforged(data: Array, at: Int, end: Int, keys: Record, out: Array, to: Int) -> Int:
     """Copy the fields of a span but for attributes under our prefix. Returns the new position."""
     while at < end:
         field_at = at
@@ -125,7 +127,17 @@ def _copy_unforged(data, at, end, keys, out, to):
 
 
 @kernel
-def _splice(data, rows, resources, scopes, table, blob, ends, growth, out):
+def _splice(
+    data: Array,
+    rows: Array,
+    resources: Array,
+    scopes: Array,
+    table: Array,
+    blob: Array,
+    ends: Array,
+    growth: Array,
+    out: Array,
+) -> Int:
     """Write the annotated request to `out`. Returns its size."""
     data, rows, blob, ends = borrow(data), borrow(rows), borrow(blob), borrow(ends)
     resources, scopes = borrow(resources), borrow(scopes)

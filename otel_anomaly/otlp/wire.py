@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import inlined, kernel, load1, load8
+from otel_anomaly.kernels import Array, Int, inlined, kernel, load1, load8
 
 VARINT, FIXED64, BYTES, GROUP, GROUP_END, FIXED32 = range(6)
 """Wire types."""
@@ -57,8 +57,21 @@ _FIELDS: dict[np.int64, dict[int, int | np.int64]] = {
     SCOPE_SPANS: {1: SCOPE, 2: SPAN, 3: TEXT},
     SCOPE: {1: TEXT, 2: TEXT, 3: KEY_VALUE, 4: NUMBER},
     SPAN: {
-        **{1: OPAQUE, 2: OPAQUE, 3: TEXT, 4: OPAQUE, 5: TEXT, 6: NUMBER, 7: DOUBLE, 8: DOUBLE},
-        **{9: KEY_VALUE, 10: NUMBER, 11: EVENT, 12: NUMBER, 13: LINK, 14: NUMBER, 15: STATUS},
+        1: OPAQUE,
+        2: OPAQUE,
+        3: TEXT,
+        4: OPAQUE,
+        5: TEXT,
+        6: NUMBER,
+        7: DOUBLE,
+        8: DOUBLE,
+        9: KEY_VALUE,
+        10: NUMBER,
+        11: EVENT,
+        12: NUMBER,
+        13: LINK,
+        14: NUMBER,
+        15: STATUS,
         16: SINGLE,
     },
     EVENT: {1: DOUBLE, 2: TEXT, 3: KEY_VALUE, 4: NUMBER},
@@ -66,8 +79,14 @@ _FIELDS: dict[np.int64, dict[int, int | np.int64]] = {
     STATUS: {2: TEXT, 3: NUMBER},
     KEY_VALUE: {1: TEXT, 2: ANY_VALUE, 3: NUMBER},
     ANY_VALUE: {
-        **{1: TEXT, 2: NUMBER, 3: NUMBER, 4: DOUBLE},
-        **{5: ARRAY_VALUE, 6: KEY_VALUE_LIST, 7: OPAQUE, 8: NUMBER},
+        1: TEXT,
+        2: NUMBER,
+        3: NUMBER,
+        4: DOUBLE,
+        5: ARRAY_VALUE,
+        6: KEY_VALUE_LIST,
+        7: OPAQUE,
+        8: NUMBER,
     },
     ARRAY_VALUE: {1: ANY_VALUE},
     KEY_VALUE_LIST: {1: KEY_VALUE},
@@ -87,7 +106,7 @@ assert WIRE_OF.size == SCHEMA.shape[0]
 
 
 @inlined
-def read_varint(data, at, end):
+def read_varint(data: Array, at: Int, end: Int) -> tuple[Int, Int]:
     """Returns (value, next): 64 bits, signed; next is -1 when cut or longer than ten bytes.
 
     Bits beyond the 64th are lost without a complaint, as in upb.
@@ -100,7 +119,7 @@ def read_varint(data, at, end):
 
 
 @kernel
-def _read_long_varint(data, at, end):
+def _read_long_varint(data: Array, at: Int, end: Int) -> tuple[Int, Int]:
     """`read_varint` of any length: most are one byte long, and take the short way above."""
     value = np.int64(0)
     shift = np.int64(0)
@@ -115,7 +134,7 @@ def _read_long_varint(data, at, end):
 
 
 @inlined
-def read_tag(data, at, end):
+def read_tag(data: Array, at: Int, end: Int) -> tuple[Int, Int]:
     """Returns (field << 3 | wire type, next): at most five bytes and 32 bits, field not 0."""
     if at < end:
         byte = load1(data, at)
@@ -125,7 +144,7 @@ def read_tag(data, at, end):
 
 
 @kernel
-def _read_long_tag(data, at, end):
+def _read_long_tag(data: Array, at: Int, end: Int) -> tuple[Int, Int]:
     """`read_tag` for fields above 15 and for what is broken."""
     tag, after = _read_long_varint(data, at, end)
     if after < 0 or after - at > 5 or tag > TAG_MAX or tag < 8:
@@ -134,7 +153,7 @@ def _read_long_tag(data, at, end):
 
 
 @inlined
-def read_length(data, at, end):
+def read_length(data: Array, at: Int, end: Int) -> tuple[Int, Int]:
     """Returns (start, stop) of a length-delimited value; stop is -1 unless all of it is there."""
     length, start = read_varint(data, at, end)
     if start < 0 or start - at > 5 or length < 0 or length > end - start:
@@ -143,7 +162,7 @@ def read_length(data, at, end):
 
 
 @kernel
-def skip_group(data, at, end, field, depth):
+def skip_group(data: Array, at: Int, end: Int, field: Int, depth: Int) -> Int:
     """The position behind the group whose start tag was just read, or -1."""
     fields = np.empty(DEPTH_MAX + 1, np.int64)
     fields[0] = field
@@ -170,7 +189,7 @@ def skip_group(data, at, end, field, depth):
 
 
 @inlined
-def skip_plain(data, at, end, wire):
+def skip_plain(data: Array, at: Int, end: Int, wire: Int) -> Int:
     """The position behind a value that is not a group, or -1."""
     if wire == VARINT:
         _, at = read_varint(data, at, end)
@@ -186,7 +205,7 @@ def skip_plain(data, at, end, wire):
 
 
 @kernel
-def skip(data, at, end, tag, depth):
+def skip(data: Array, at: Int, end: Int, tag: Int, depth: Int) -> Int:
     """The position behind any value, known or not, whose tag was just read, or -1."""
     if tag & 7 == GROUP:
         return skip_group(data, at, end, tag >> 3, depth)
@@ -194,7 +213,7 @@ def skip(data, at, end, tag, depth):
 
 
 @inlined
-def is_ascii(data, at, end):
+def is_ascii(data: Array, at: Int, end: Int) -> bool:
     """Whether no byte in the range is above 127: eight at a time, the last eight overlapping."""
     bits = np.int64(0)
     if end - at >= 8:
@@ -210,13 +229,13 @@ def is_ascii(data, at, end):
 
 
 @inlined
-def is_utf8(data, at, end):
+def is_utf8(data: Array, at: Int, end: Int) -> bool:
     """Whether the range is well-formed UTF-8: as protobuf demands of every string."""
     return is_ascii(data, at, end) or _is_long_utf8(data, at, end)
 
 
 @kernel
-def _is_long_utf8(data, at, end):
+def _is_long_utf8(data: Array, at: Int, end: Int) -> bool:
     """`is_utf8` where not all is ASCII. Source: the Unicode Standard 15, table 3-7."""
     while at < end:
         first = load1(data, at)
@@ -250,8 +269,8 @@ def _is_long_utf8(data, at, end):
 
 
 @kernel
-def check_message(data, at, end, message, depth):
-    """Whether the range is a well-formed `message`, all the way down. `depth` is its own nesting."""
+def check_message(data: Array, at: Int, end: Int, message: Int, depth: Int) -> bool:
+    """Whether the range is a well-formed `message`, all the way down. `depth` is its nesting."""
     while at < end:
         at, stop, kind = _check_field(data, at, end, message, depth)
         if at < 0:
@@ -265,8 +284,8 @@ def check_message(data, at, end, message, depth):
 
 
 @kernel
-def _check_field(data, at, end, message, depth):
-    """One field: (next, _, UNKNOWN) when done with it, or (start, stop, kind) of a message in it."""
+def _check_field(data: Array, at: Int, end: Int, message: Int, depth: Int) -> tuple[Int, Int, Int]:
+    """One field: (next, _, UNKNOWN) when done with it, or (start, stop, kind) of a message."""
     tag, at = read_tag(data, at, end)
     if at < 0:
         return -1, end, UNKNOWN
@@ -285,7 +304,7 @@ def _check_field(data, at, end, message, depth):
 
 
 @kernel
-def _check_nested(data, at, end, message, depth):
+def _check_nested(data: Array, at: Int, end: Int, message: Int, depth: Int) -> bool:
     """`check_message` for a message in a message.
 
     Iterative, with a stack of DEPTH_MAX: hostile nesting costs no call stack. Every byte is

@@ -49,7 +49,7 @@ CODINGS: Final = {
 """Content-Encoding -> zlib's window bits; 0 is not compressed."""
 
 
-class Refused(Exception):  # noqa: N818 - a refusal is an answer, not an error.
+class Refused(Exception):
     """The door refuses a request. Carries the answer."""
 
     def __init__(self, reply: Reply, http_status: HTTPStatus | None = None) -> None:
