@@ -15,9 +15,13 @@ digest of every source that kernels are made of.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -51,27 +55,40 @@ def goes_into_kernels(source: Path) -> bool:
 
 def _cache_folder() -> Path:
     """`<user cache>/otel-anomaly/<digest of our sources and of what changes the code made>`."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - Path raises without a home.
     digest = hashlib.sha256(repr((numba.__version__, numba.config.BOUNDSCHECK)).encode())
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         if goes_into_kernels(source):
             digest.update(source.read_bytes())
-    return root / "otel-anomaly" / digest.hexdigest()[:16]
+    return Path(root) / "otel-anomaly" / digest.hexdigest()[:16]
+
+
+def _writable_copy(folder: Path) -> Path | None:
+    """A copy of a cache that may only be read: numba wants to write where it reads from.
+
+    An image with a read-only root is then ready as fast as any; only we can read the copy.
+    """
+    try:
+        copied = Path(tempfile.mkdtemp(prefix="otel-anomaly-kernels-"))
+        shutil.copytree(folder, copied, dirs_exist_ok=True)
+    except OSError:
+        return None
+    atexit.register(shutil.rmtree, copied, ignore_errors=True)
+    return copied
 
 
 def _prepare_cache() -> bool:
     """Point numba at our cache folder. Returns whether compiled code can be kept at all."""
     if numba.config.DISABLE_JIT:
         return False
-    folder = Path(numba.config.CACHE_DIR) if numba.config.CACHE_DIR else _cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return False
-    numba.config.CACHE_DIR = str(folder)
-    return os.access(folder, os.W_OK) or any(folder.iterdir())
+    folder: Path | None = Path(numba.config.CACHE_DIR or _cache_folder())
+    assert folder is not None
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        folder = _writable_copy(folder) if folder.is_dir() else None
+    numba.config.CACHE_DIR = "" if folder is None else str(folder)
+    return folder is not None
 
 
 CACHED = _prepare_cache()

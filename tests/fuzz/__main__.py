@@ -1,0 +1,56 @@
+"""Runs the fuzz target under atheris: `python -m tests.fuzz [--compiled] [libFuzzer options]`.
+
+libFuzzer keeps inputs that reach new code. It cannot see into compiled kernels, so by default they
+run as plain Python (NUMBA_DISABLE_JIT=1) and are instrumented: that finds the inputs. `--compiled`
+runs the same target on the machine code, some twenty times as many inputs a second but without
+that guidance: that finds where compiling changed something. Run both.
+
+    make fuzz ARGS="-max_total_time=60"
+    make fuzz ARGS="--compiled -max_total_time=60"
+    python -m tests.fuzz tests/data/fuzz/odd-pairs.bin      one input again
+
+Starts from tests/data/fuzz; what is new goes to build/fuzz/corpus, what breaks to build/fuzz. A
+find belongs into tests/data/fuzz, where the test suite runs it from then on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = ROOT / "tests" / "data" / "fuzz"
+BUILD = ROOT / "build" / "fuzz"
+LENGTH_MAX = 2048
+
+
+def main(arguments: list[str]) -> None:
+    """Fuzz until told to stop, or until something breaks."""
+    compiled = "--compiled" in arguments
+    arguments = [argument for argument in arguments if argument != "--compiled"]
+    if not compiled:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"  # Read by numba when it is imported, below.
+    import atheris  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415
+
+    # The kernels are imported for the first time inside here, or they stay uninstrumented.
+    with atheris.instrument_imports(include=["otel_anomaly.otlp"]):
+        from tests.fuzz.target import check  # noqa: PLC0415
+    from tests.fuzz.mutate import mutated  # noqa: PLC0415
+
+    def mutate(data: bytes, size_max: int, seed: int) -> bytes:
+        changed = mutated(data, seed, lambda part: bytes(atheris.Mutate(part, len(part) + 16)))
+        return changed[:size_max]
+
+    if all(argument.startswith("-") for argument in arguments):
+        (BUILD / "corpus").mkdir(parents=True, exist_ok=True)
+        places = [str(BUILD / "corpus"), str(SEEDS)]
+        arguments = [f"-max_len={LENGTH_MAX}", f"-artifact_prefix={BUILD}/", *arguments, *places]
+    warnings.simplefilter("error")
+    atheris.Setup([sys.argv[0], *arguments], check, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

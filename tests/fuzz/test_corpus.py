@@ -1,0 +1,67 @@
+"""The fuzzer's corpus as a test: no fuzzer needed. Each file was hostile in a way of its own."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests import naive, traffic, wire_reader
+from tests.fuzz.mutate import mutated
+from tests.fuzz.target import check
+from tests.scan_rigs import try_scan
+from tests.sizes import scaled
+
+CORPUS = sorted((Path(__file__).resolve().parents[1] / "data" / "fuzz").glob("*.bin"))
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_corpus(path: Path) -> None:
+    """
+    Scenario: an input that once reached new code, or was made by hand to be awkward.
+    Guarantees: scan and splice agree with the library about it.
+    """
+    check(path.read_bytes())
+
+
+def test_corpus_is_worth_its_place() -> None:
+    """
+    Scenario: the corpus as a whole.
+    Guarantees: small; requests that are accepted and such that are refused; no file twice.
+    """
+    bodies = [path.read_bytes() for path in CORPUS]
+    assert len(set(bodies)) == len(bodies) < 200
+    assert sum(map(len, bodies)) < 500_000
+    accepted = sum(try_scan(body) is not None for body in bodies)
+    assert 20 < accepted < len(bodies) - 20
+
+
+@pytest.mark.parametrize("seed", range(scaled(100)))
+def test_without_guidance(seed: int) -> None:
+    """
+    Scenario: the fuzzer's own changes, a few on top of each other, not guided by coverage.
+    Guarantees: as for the corpus.
+    """
+    rng = random.Random(seed)
+    data = rng.choice([path.read_bytes() for path in CORPUS])
+
+    def blind(part: bytes) -> bytes:
+        at = rng.randrange(len(part) + 1)
+        return part[:at] + rng.randbytes(rng.randrange(3)) + part[at + rng.randrange(3) :]
+
+    for _ in range(6):
+        data = mutated(data, rng.getrandbits(32), blind)[:4096]
+        check(data)
+
+
+def test_most_changes_leave_the_framing_whole() -> None:
+    """
+    Scenario: a request changed in one place, many times over.
+    Guarantees: half of the results or more are still requests, and nearly all differ.
+    """
+    body = traffic.random_request(9, spans=2)
+    results = [mutated(body, seed, lambda part: part[:-1]) for seed in range(300)]
+    assert len(set(results)) > 200
+    assert sum(map(naive.accepts, results)) > 150
+    assert all(list(wire_reader.fields(data)) for data in results if naive.accepts(data) and data)
