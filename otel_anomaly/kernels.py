@@ -71,6 +71,7 @@ def _writable_copy(folder: Path) -> Path | None:
     try:
         copied = Path(tempfile.mkdtemp(prefix="otel-anomaly-kernels-"))
         shutil.copytree(folder, copied, dirs_exist_ok=True)
+        copied.chmod(0o700)  # It was, but a copy takes over the mode of its original.
     except OSError:
         return None
     atexit.register(shutil.rmtree, copied, ignore_errors=True)

@@ -309,7 +309,7 @@ def test_episodes_equal_a_plain_recount(seed: int) -> None:
     agents = [Agent("a", session=f"s-{i}", seed=seed) for i in range(4)]
     pending = []
     now_s = 0.0
-    for _ in range(scaled(600)):
+    for _ in range(max(250, scaled(600))):
         agent = rng.choices(agents, (8, 4, 2, 1))[0]
         late_s = rng.choice((0, 0, 0, 0, 1.5, window_s + 2))
         pending.append(agent.call(at(now_s - late_s)))
@@ -324,7 +324,16 @@ def test_episodes_equal_a_plain_recount(seed: int) -> None:
     rig.end_all()
     twin.end_all()
     told = [
-        (e.step, e.entity, e.start_ns, e.time_ns, e.action, e.observed, e.count, np.float32(e.score))
+        (
+            e.step,
+            e.entity,
+            e.start_ns,
+            e.time_ns,
+            e.action,
+            e.observed,
+            e.count,
+            np.float32(e.score),
+        )
         for e in rig.events
     ]
     assert told[: len(twin.events)] == twin.events[: len(told)]

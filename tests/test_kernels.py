@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import os
 import random
+import shutil
+import tempfile
+import tempfile
 from pathlib import Path
 
 import numba
@@ -193,22 +196,38 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_no_place_for_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
-    Scenario: the folder cannot be made, cannot be read, or may only be read.
-    Guarantees: nothing is kept then, and nothing fails; a folder filled beforehand still serves.
+    Scenario: the folder cannot be made.
+    Guarantees: nothing is kept, and nothing fails.
     """
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 0)
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "file" / "below"))
     assert not kernels._prepare_cache()
+    assert not numba.config.CACHE_DIR
+
+
+def test_cache_that_may_only_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    Scenario: a folder with compiled code in it that we may not write to, then not even read.
+    Guarantees: a copy serves in its place; without one nothing is kept, and nothing fails.
+    """
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda _path, mode: not mode & os.W_OK)
     filled = tmp_path / "filled"
     filled.mkdir()
+    (filled / "one.nbc").write_bytes(b"code")
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(filled))
     assert kernels._prepare_cache()
-    monkeypatch.setattr(os, "access", lambda _path, mode: not mode & os.W_OK)
-    assert not kernels._prepare_cache()
-    (filled / "one.nbi").write_bytes(b"")
-    assert kernels._prepare_cache()
-    monkeypatch.setattr(os, "access", lambda _path, _mode: False)
+    copied = Path(numba.config.CACHE_DIR)
+    assert copied != filled
+    assert (copied / "one.nbc").read_bytes() == b"code"
+
+    def refused(*_arguments: object, **_options: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(shutil, "copytree", refused)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(filled))
     assert not kernels._prepare_cache()
 
 
