@@ -43,7 +43,7 @@ from otel_anomaly.entities.table import (
     prefetch_row,
     prefetch_slot,
 )
-from otel_anomaly.kernels import Array, Int, Record, borrow, inlined, kernel, prefetch
+from otel_anomaly.kernels import Array, Int, Record, borrow, copy_record, inlined, kernel, prefetch
 from otel_anomaly.otlp.scan import BAD_ID, IS_CALL
 
 DETECTORS: Final = ("rate", "rate_shift")
@@ -249,7 +249,7 @@ def _note_episode(
         step = steps[used]
         step["step"], step["row"], step["detector"], step["entity"] = END, row, detector, entity
         step["finding"] = -1
-        step["episode"] = episode
+        copy_record(step["episode"], episode)
         used += 1
         episode["start_ns"] = 0
         is_open = False
@@ -273,7 +273,7 @@ def _note_episode(
         step = steps[used]
         step["step"], step["row"], step["detector"], step["entity"] = kind, row, detector, entity
         step["finding"] = finding
-        step["episode"] = episode
+        copy_record(step["episode"], episode)
         used += 1
     return used
 
@@ -293,7 +293,7 @@ def _keep_finding(
     """Append a finding. Returns its number."""
     finding = findings[used]
     finding["row"], finding["detector"], finding["entity"] = row, detector, entity
-    finding["sign"] = sign
+    copy_record(finding["sign"], sign)
     return used
 
 

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import tempfile
-import tempfile
 from pathlib import Path
 
 import numba

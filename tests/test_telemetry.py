@@ -89,7 +89,7 @@ def test_everything_is_there_at_zero() -> None:
 def test_promised_labels() -> None:
     """
     Scenario: the first scrape.
-    Guarantees: each metric has the labels it is promised with, and these have values of a closed set.
+    Guarantees: each metric has the labels it is promised with; their values are of a closed set.
     """
     series = scraped(watched())
     for name, labels in PROMISED.items():

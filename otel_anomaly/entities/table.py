@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import Int, borrow, inlined, kernel, prefetch
+from otel_anomaly.kernels import Int, borrow, copy_record, inlined, kernel, prefetch
 
 KEY, ROW_NUMBER = range(2)
 HEAD = np.dtype(
@@ -95,7 +95,7 @@ def find_or_make(table: Table, key: Int, now_ns: Int) -> Int:
         return _make(table, key, now_ns)
     seen_ns = table.rows[row]["seen_ns"]
     if now_ns - seen_ns > table.head[0]["idle_ns"]:
-        table.rows[row] = table.blank[0]
+        copy_record(table.rows[row], table.blank[0])
         table.rows[row]["key"] = key
     if now_ns > seen_ns:
         table.rows[row]["seen_ns"] = now_ns
@@ -115,7 +115,7 @@ def _make(table: Table, key: Int, now_ns: Int) -> Int:
         place = (place + 1) & head["mask"]
     table.slots[place, KEY] = key
     table.slots[place, ROW_NUMBER] = row
-    table.rows[row] = table.blank[0]
+    copy_record(table.rows[row], table.blank[0])
     table.rows[row]["key"] = key
     table.rows[row]["seen_ns"] = now_ns
     head["in_use"] += 1

@@ -22,7 +22,17 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, borrow, inlined, kernel, load1, load8
+from otel_anomaly.kernels import (
+    Array,
+    Int,
+    Record,
+    borrow,
+    copy_record,
+    inlined,
+    kernel,
+    load1,
+    load8,
+)
 from otel_anomaly.otlp.attributes import STRING, hash_value, read_pair, read_unusual_pair
 from otel_anomaly.otlp.dialects import ERROR, FACTS, MARK, RANKS_MAX, WEAK, WHO
 from otel_anomaly.otlp.hashing import hash_bytes, hash_two
@@ -395,7 +405,7 @@ def _scan_scope(
 ) -> bool:
     """One ScopeSpans: its scope, then its spans."""
     inherited = rows[rows.size - 2]
-    rows[rows.size - 2] = rows[rows.size - 1]
+    copy_record(inherited, rows[rows.size - 1])
     at, end = frame[START], frame[END]
     while at < end:
         tag, at = read_tag(data, at, end)
@@ -427,7 +437,7 @@ def _scan_scope(
             at = skip(data, at, end, tag, IN_SCOPE_SPANS)
             continue
         start, stop = read_length(data, at, end)
-        rows[state[USED]] = inherited
+        copy_record(rows[state[USED]], inherited)
         row = rows[state[USED]]
         ok, marks = _read_span(data, start, stop, keys, row)
         if not ok:
@@ -456,7 +466,7 @@ def _scan_resource(
 ) -> bool:
     """One ResourceSpans: its resource, then its ScopeSpans."""
     inherited = rows[rows.size - 1]
-    rows[rows.size - 1] = blank[0]
+    copy_record(inherited, blank[0])
     first_scope = state[SCOPES]
     at, end = frame[START], frame[END]
     while at < end:

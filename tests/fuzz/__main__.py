@@ -15,6 +15,7 @@ find belongs into tests/data/fuzz, where the test suite runs it from then on.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -34,8 +35,10 @@ def main(arguments: list[str]) -> None:
         os.environ["NUMBA_DISABLE_JIT"] = "1"  # Read by numba when it is imported, below.
     import atheris  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415
 
-    # The kernels are imported for the first time inside here, or they stay uninstrumented.
-    with atheris.instrument_imports(include=["otel_anomaly.otlp"]):
+    # The kernels are imported for the first time inside here, or they stay uninstrumented; numba
+    # cannot compile what is instrumented.
+    traced = ["otel_anomaly.otlp"]
+    with contextlib.nullcontext() if compiled else atheris.instrument_imports(include=traced):
         from tests.fuzz.target import check  # noqa: PLC0415
     from tests.fuzz.mutate import mutated  # noqa: PLC0415
 
@@ -48,7 +51,9 @@ def main(arguments: list[str]) -> None:
         places = [str(BUILD / "corpus"), str(SEEDS)]
         arguments = [f"-max_len={LENGTH_MAX}", f"-artifact_prefix={BUILD}/", *arguments, *places]
     warnings.simplefilter("error")
-    atheris.Setup([sys.argv[0], *arguments], check, custom_mutator=mutate)
+    # libFuzzer starts itself anew for -merge, -fork and -minimize_crash: by this name.
+    name = f"{sys.executable} -m tests.fuzz{' --compiled' * compiled}"
+    atheris.Setup([name, *arguments], check, custom_mutator=mutate)
     atheris.Fuzz()
 
 

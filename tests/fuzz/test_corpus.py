@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,8 @@ from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
 from tests.sizes import scaled
 
-CORPUS = sorted((Path(__file__).resolve().parents[1] / "data" / "fuzz").glob("*.bin"))
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -65,3 +70,20 @@ def test_most_changes_leave_the_framing_whole() -> None:
     assert len(set(results)) > 100
     assert sum(map(naive.accepts, results)) > 150
     assert all(list(wire_reader.fields(data)) for data in results if naive.accepts(data) and data)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris not installed")
+@pytest.mark.parametrize("options", [[], ["--compiled"]], ids=["python", "compiled"])
+def test_runs_under_atheris(options: list[str], tmp_path: Path) -> None:
+    """
+    Scenario: the fuzzer itself, for a few inputs, on plain Python and on compiled kernels.
+    Guarantees: it runs, and in plain Python it sees into the kernels.
+    """
+    command = [sys.executable, "-m", "tests.fuzz", *options, "-runs=50", "-seed=1", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_DISABLE_JIT"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Done 50 runs" in done.stderr
+    assert ("Instrumenting otel_anomaly.otlp.scan" in done.stderr) == (not options)
