@@ -7,7 +7,7 @@ import pytest
 
 from otel_anomaly.entities.identity import NAME_BYTES
 from otel_anomaly.entities.names import TEXT_BYTES_MAX, Caller, decode, entity
-from otel_anomaly.otlp.scan import BOOL, INT, STRING
+from otel_anomaly.otlp.attributes import BOOL, INT, STRING
 from tests.book_rigs import BookRig, at
 from tests.traffic import Agent, Value, tool_span
 from tests.wire_writer import varint

@@ -128,7 +128,7 @@ class IdentityConfig(Section):
     """Keys of the user."""
     owner: tuple[str, ...] = ()
     """Keys naming whom the presented credential belongs to."""
-    weak: tuple[str, ...] = ("service.name",)
+    weak: tuple[str, ...] = ("gen_ai.agent.id", "service.name")
     """Keys of the above that count only when span, resource and trace hold none of the others."""
     limits: EntityLimits = EntityLimits()
 

@@ -1,0 +1,171 @@
+"""`run`: from the configuration to the exit code, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from otel_anomaly import __version__, service
+from tests.service_rigs import config_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from otel_anomaly.config import Config
+
+
+class _Killed(service.Service):
+    """Sends the process a signal once it is ready: what a person or an orchestrator does."""
+
+    number = signal.SIGTERM
+
+    async def start(self) -> None:
+        await super().start()
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), self.number)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the allocator of the test process as it is."""
+    monkeypatch.setattr(service, "_keep_freed_memory", lambda: None)
+
+
+@pytest.fixture
+def _handlers_come_back() -> Iterator[None]:
+    """Signal handlers are the process's: a test must not leave its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def run_until_killed(
+    monkeypatch: pytest.MonkeyPatch, config: Config, number: signal.Signals
+) -> int:
+    monkeypatch.setattr(service, "Service", type("Killed", (_Killed,), {"number": number}))
+    return service.run(config)
+
+
+@pytest.mark.usefixtures("_handlers_come_back")
+@pytest.mark.parametrize("platform", [sys.platform, "win32"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_until_a_signal(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    platform: str,
+) -> None:
+    """
+    Scenario: the service runs, on uvloop or where there is none, and gets SIGTERM or Ctrl-C.
+    Guarantees: exit 0; standard error says where it listens, that it stops, and the ledger; the
+    folder of its files is made for its owner alone; no thread is left.
+    """
+    speaks = SimpleNamespace(platform=platform, stderr=sys.stderr, stdout=sys.stdout)
+    monkeypatch.setattr(service, "sys", speaks)
+    monkeypatch.setattr(service, "cache_is_warm", lambda: True)
+    folder = tmp_path / "deep" / "data"
+    threads = threading.active_count()
+    assert run_until_killed(monkeypatch, config_in(folder), number) == 0
+    assert threading.active_count() <= threads + 1  # grpcio keeps its poller for the process.
+    ready, stopping, stopped = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        rf"otel-anomaly {re.escape(__version__)} ready after [0-9.]+ s:"
+        r" OTLP/gRPC on 127\.0\.0\.1:\d+, OTLP/HTTP on 127\.0\.0\.1:\d+,"
+        r" metrics and health on 127\.0\.0\.1:\d+",
+        ready,
+    )
+    assert stopping == "stopping: no new requests, delivering what is held ..."
+    assert stopped == "stopped: accepted 0 spans = sent 0 + held 0 + dropped 0"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.usefixtures("_handlers_come_back")
+@pytest.mark.parametrize("warm", [False, True])
+def test_the_first_start_says_that_it_takes_long(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    warm: bool,  # noqa: FBT001 - a parameter of the test.
+) -> None:
+    """
+    Scenario: there are no compiled kernels on this machine; or there are.
+    Guarantees: the first thing said is that kernels are compiled; or it is not said.
+    """
+    monkeypatch.setattr(service, "cache_is_warm", lambda: warm)
+    assert run_until_killed(monkeypatch, config_in(tmp_path), signal.SIGTERM) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("first start on this machine: compiling") is not warm
+
+
+@pytest.mark.usefixtures("_handlers_come_back")
+def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """
+    Scenario: a port is taken; the folder of the files is a file; a header is not one that its
+    protocol can carry.
+    Guarantees: exit 3 and one line on standard error that names what and where; no thread is left.
+    """
+    (tmp_path / "file").touch()
+    header = {"endpoint": "http://127.0.0.1:9", "headers": {"a": "line\nline"}}
+    threads = threading.active_count()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        wrong: dict[str, Config] = {
+            f"cannot listen on {address}": config_in(
+                tmp_path, telemetry={"metrics": {"endpoint": address}}
+            ),
+            "Not a directory": config_in(tmp_path / "file" / "data"),
+            "exporters.otlp_http/x: ": config_in(tmp_path, exporters={"otlp_http/x": header}),
+        }
+        for said, config in wrong.items():
+            assert service.run(config) == 3
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert line.startswith("otel-anomaly cannot start: ")
+            assert said in line
+    assert threading.active_count() <= threads + 1
+
+
+class _Library:
+    """Stands for libc."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def mallopt(self, option: int, value: int) -> int:
+        self.asked.append((option, value))
+        return 1
+
+
+def test_freed_memory_is_kept_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: a machine with glibc, one without any libc of that name, one whose libc has no such
+    function.
+    Guarantees: both thresholds are set; on the others nothing happens.
+    """
+    keep: Any = _KEEP
+    library = _Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    keep()
+    assert library.asked == [(-3, 32 << 20), (-1, 64 << 20)]
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    keep()
+
+    def missing(_: str) -> None:
+        raise OSError("no libc.so.6")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    keep()
+
+
+_KEEP = service._keep_freed_memory
