@@ -173,6 +173,18 @@ def test_another_dialect_is_only_data() -> None:
     assert not is_call(table, *merged)
 
 
+def test_a_condition_is_about_text() -> None:
+    """
+    Scenario: conditions whose values read like a truth value and like a number.
+    Guarantees: met by the text, not by a value of another type that is written the same.
+    """
+    told = Dialect(name="told", when=(("flag", "true"), ("version", "1")))
+    table = compile_keys(NOBODY, (), prefix="p", seed=SEED, dialects=(told,))
+    assert is_call(table, ("flag", "true"), ("version", "1"))
+    assert not is_call(table, ("flag", True), ("version", "1"))
+    assert not is_call(table, ("flag", "true"), ("version", 1))
+
+
 def test_names_and_errors_of_two_dialects() -> None:
     """
     Scenario: a span with tool names and errors in the words of both conventions.

@@ -76,7 +76,7 @@ def test_of_keys_the_better_of_places_the_nearer() -> None:
     assert said([(worse, [])], [(better, "r"), (worse, "s")]) == "r"
     agents = [("service.name", "weak")]
     assert said(agents, role=AGENT) == "weak"
-    assert said(agents, [("gen_ai.agent.id", "strong")], AGENT) == "strong"
+    assert said(agents, [("gen_ai.agent.name", "strong")], AGENT) == "strong"
     body = traffic.request([Span(attributes=traffic.attributes([CALL, *agents]))])
     assert row_of(body)["order"][AGENT] >= WEAK
     assert row_of(body)["flags"] & IS_HINT == 0

@@ -112,12 +112,12 @@ def test_the_first_start_says_that_it_takes_long(
 @pytest.mark.usefixtures("_handlers_come_back")
 def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
-    Scenario: a port is taken; the folder of the files is a file; a header is not one that its
-    protocol can carry.
+    Scenario: a port is taken; the folder of the files is a file; a header is one that the exporter
+    sets itself.
     Guarantees: exit 3 and one line on standard error that names what and where; no thread is left.
     """
     (tmp_path / "file").touch()
-    header = {"endpoint": "http://127.0.0.1:9", "headers": {"a": "line\nline"}}
+    header = {"endpoint": "http://127.0.0.1:9", "headers": {"Content-Type": "text/plain"}}
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"

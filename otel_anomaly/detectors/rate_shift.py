@@ -40,7 +40,8 @@ role in robust estimation, JASA 69 (median and MAD; 1.4826 makes it the standard
 normal sample); Montgomery, Introduction to Statistical Quality Control (c chart: sqrt of a count).
 
 >>> past = np.array([10] * 20, np.int64)
->>> baseline(past, past.size, np.empty(0, np.int64), 3.0, 2.0, 5)
+>>> limit, median = baseline(past, past.size, np.empty(0, np.int64), 3.0, 2.0, 5)
+>>> float(limit), float(median)
 (20.0, 10.0)
 """
 
