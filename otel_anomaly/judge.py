@@ -208,20 +208,23 @@ def _remember_span(seen: Record, spans: Array, identity: Int) -> bool:
 
 @inlined
 def _settle_time(
-    row: Record, plan: Record, state: State, received_ns: Int, verdict: Record
+    row: Record, plan: Record, state: State, received_ns: Int, fresh: bool, verdict: Record
 ) -> None:
-    """Event time, bounded by arrival. `received_ns` 0: a replay, whose clock is the stream."""
+    """Event time, bounded by arrival. `received_ns` 0: a replay, whose clock is the stream.
+
+    What has to be mended is counted once a span, like the span itself.
+    """
     time_ns = row["end_ns"]
     now_ns = received_ns if received_ns > 0 else state.watermark[0]
     if time_ns == 0:
-        state.counters[NO_TIME] += 1
+        state.counters[NO_TIME] += fresh
         time_ns = max(now_ns, np.int64(1))
     elif received_ns > 0 and (time_ns < 0 or time_ns - received_ns > plan["skew_ns"]):
         # Negative: beyond 2262, for OTLP times are unsigned.
-        state.counters[CLAMPED] += 1
+        state.counters[CLAMPED] += fresh
         time_ns = received_ns
     elif time_ns < 0:
-        state.counters[CLAMPED] += 1
+        state.counters[CLAMPED] += fresh
         time_ns = max(now_ns, np.int64(1))
     state.watermark[0] = max(state.watermark[0], time_ns)
     verdict["time_ns"] = time_ns
@@ -313,9 +316,9 @@ def _judge_call(
     """One tool call. `used`: rows in use of findings and steps."""
     plan, counters = plans.judge[0], state.counters
     person = verdict["person"]
-    _settle_time(row, plan, state, received_ns, verdict)
-    time_ns = verdict["time_ns"]
     fresh = not _remember_span(state.seen[0], state.seen_spans, row["identity"])
+    _settle_time(row, plan, state, received_ns, fresh, verdict)
+    time_ns = verdict["time_ns"]
     verdict["judged"], verdict["duplicate"] = 1, 0 if fresh else 1
     session = _row_of(state.sessions, person["rate_key"], time_ns)
     agent = _row_of(state.agents, person["agent_key"], time_ns)

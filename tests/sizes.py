@@ -10,7 +10,7 @@ import os
 
 import numba
 
-COMPILED = not numba.config.DISABLE_JIT
+COMPILED = not numba.config.DISABLE_JIT  # type: ignore[attr-defined,unused-ignore]
 """False when kernels run as plain Python."""
 
 _SCALE = float(os.environ.get("TEST_SCALE", "1")) * (1 if COMPILED else 0.1)

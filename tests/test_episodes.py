@@ -258,6 +258,23 @@ def test_a_tick_looks_at_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(name for names in ended for name in names) == [f"session:s-{i}" for i in range(5)]
 
 
+def test_a_tick_looks_at_the_longest_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: two silent episodes are all that a tick may look at; a third opens behind them.
+    Guarantees: the third gets its turn although the two are still open, so it ends in its time.
+    """
+    monkeypatch.setattr(episodes, "LOOKED_AT_PER_TICK", 2)
+    rig = BookRig()
+    for name in ("first", "second"):
+        flood(rig, Agent("a", session=name), 3)
+    rig.tick(at(10))
+    flood(rig, Agent("a", session="third"), 3, start_s=30)
+    for _ in range(3):
+        assert rig.tick(at(40)) == []
+    ended = [event.entity for _ in range(2) for event in rig.tick(at(40) + HOLD_NS + 1)]
+    assert sorted(ended) == ["session:first", "session:second", "session:third"]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_every_start_has_one_end(seed: int) -> None:
     """

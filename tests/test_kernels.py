@@ -15,6 +15,7 @@ import pytest
 
 from otel_anomaly import kernels
 from otel_anomaly.kernels import (
+    Int,
     borrow,
     copy,
     copy_record,
@@ -32,17 +33,17 @@ EDGES = (0, 1, -1, 2, 255, 1 << 31, 1 << 32, (1 << 63) - 1, -(1 << 63), 0x2D358D
 
 
 @kernel
-def _load8(data: np.ndarray, at: int) -> int:
+def _load8(data: np.ndarray, at: int) -> Int:
     return load8(data, at)
 
 
 @kernel
-def _load1(data: np.ndarray, at: int) -> int:
+def _load1(data: np.ndarray, at: int) -> Int:
     return load1(data, at)
 
 
 @kernel
-def _fold(a: int, b: int) -> int:
+def _fold(a: int, b: int) -> Int:
     return fold(a, b)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ ALL_CAPTURES = Path(
     os.environ.get("OTEL_ANOMALY_CAPTURES", ROOT.parent.parent / "shared" / "captures")
 )
 CALL = ("gen_ai.operation.name", "execute_tool")
-SOUND = {"trace_id": b"T" * 16, "span_id": b"S" * 8}
+SOUND: dict[str, Any] = {"trace_id": b"T" * 16, "span_id": b"S" * 8}
 
 
 def same_verdict(body: bytes) -> bool:
@@ -123,7 +124,8 @@ def test_all_captures() -> None:
 
 def small_requests(count: int) -> list[bytes]:
     """Short hostile requests with a span in them."""
-    found, seed = [], 0
+    found: list[bytes] = []
+    seed = 0
     while len(found) < count:
         body = traffic.random_request(seed, spans=1)
         seed += 1
@@ -213,7 +215,11 @@ def every_text() -> tuple[ExportTraceServiceRequest, list[bytes]]:
     """A request with a mark of its own in every field that holds text."""
     span = Span(**SOUND, trace_state="<state>", name="<name>")
     span.status.message = "<status>"
-    pairs = {"<key>": "<value>", "<list>": ["<item>"], "<map>": {"<inner>": {"<deep>": "<leaf>"}}}
+    pairs: dict[str, traffic.Value] = {
+        "<key>": "<value>",
+        "<list>": ["<item>"],
+        "<map>": {"<inner>": {"<deep>": "<leaf>"}},
+    }
     span.attributes.extend(traffic.attributes(pairs.items()))
     span.events.add(name="<event>", attributes=traffic.attributes([("<of event>", "<said>")]))
     span.links.add(trace_state="<link>", attributes=traffic.attributes([("<of link>", "<to>")]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from otel_anomaly.kernels import signed
+from otel_anomaly.kernels import Record, signed
 from otel_anomaly.otlp.attributes import decimal
 from otel_anomaly.otlp.dialects import AGENT, OWNER, SESSION, TENANT, TOOL, USER, WEAK
 from otel_anomaly.otlp.scan import ABSENT, BAD_ID, IS_CALL, IS_ERROR, IS_HINT, scan
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from tests.traffic import Value
 
 CALL = ("gen_ai.operation.name", "execute_tool")
-SOUND = {"trace_id": b"T" * 16, "span_id": b"S" * 8}
+SOUND: dict[str, Any] = {"trace_id": b"T" * 16, "span_id": b"S" * 8}
 
 
-def row_of(body: bytes) -> np.void:
+def row_of(body: bytes) -> Record:
     """The one row of a request."""
     (row,) = scan(body, KEYS).rows
     return row

@@ -179,6 +179,7 @@ def test_detection_fails(
     and health is degraded; the episode ends, for what is known of it is gone; what comes later is
     judged from nothing.
     """
+    monkeypatch.setattr(service, "TICK_S", 3600)  # A tick would find out by itself.
 
     async def play() -> None:
         async with running(tmp_path) as at:
@@ -238,15 +239,17 @@ def test_health(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
-def test_what_comes_after_the_stop(tmp_path: Path) -> None:
+def test_what_comes_after_the_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Scenario: a request that a door took arrives at the judge when the service has stopped.
-    Guarantees: it is refused as `stopping`, to be sent again; nothing is learned or written.
+    Guarantees: it is refused as `stopping`, to be sent again; nobody looks at it, nothing is learned
+    or written.
     """
 
     async def play() -> None:
         async with running(tmp_path) as at:
             await at.consume(calls(1))
+        monkeypatch.setattr(at.service, "processor", None)
         late = await at.consume(calls(1, seed=1))
         assert (late.outcome, late.retry_after_s) == (Outcome.STOPPING, 1.0)
         assert at.metric("tool_calls_total") == 1

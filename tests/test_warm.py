@@ -15,17 +15,19 @@ from tests.book_rigs import BookRig
 def test_the_requests_are_what_they_should_be() -> None:
     """
     Scenario: the requests written by hand are read by the protobuf library.
-    Guarantees: each is one tool call with valid ids, both of one trace; the first names a session
-    that is a number, the second names none.
+    Guarantees: each is one tool call with ids of its own, both of one trace; the first names a
+    session that is a number, the second names none.
     """
-    spans = []
+    spans, ids = [], set()
     for body in warm._REQUESTS:
         message = ExportTraceServiceRequest.FromString(body)
         assert message.SerializeToString() == body
         ((span,),) = (s.spans for r in message.resource_spans for s in r.scope_spans)
         spans.append({pair.key: pair.value for pair in span.attributes})
+        ids.add(span.span_id)
         assert (span.trace_id, len(span.span_id)) == (b"\1" * 16, 8)
         assert spans[-1]["gen_ai.operation.name"].string_value == "execute_tool"
+    assert len(ids) == 2
     assert spans[0]["session.id"].int_value == 1
     assert "session.id" not in spans[1]
 

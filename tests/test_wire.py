@@ -17,7 +17,7 @@ from opentelemetry.proto.common.v1 import common_pb2 as common
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2 as trace
 
-from otel_anomaly.kernels import kernel, signed
+from otel_anomaly.kernels import Int, kernel, signed
 from otel_anomaly.otlp import wire
 from tests import naive, traffic, wire_reader
 from tests import wire_writer as writer
@@ -312,7 +312,7 @@ CLASSES: dict[str, type[Message]] = {
 MESSAGE_OF = {cls.DESCRIPTOR.full_name: getattr(wire, name) for name, cls in CLASSES.items()}
 
 
-def whole(data: bytes, message: int) -> bool:
+def whole(data: bytes, message: Int) -> bool:
     """Our own judgement on the bytes of a message that stands alone."""
     return bool(wire.check_message(view(data), np.int64(0), len(data), message, np.int64(0)))
 

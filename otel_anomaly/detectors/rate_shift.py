@@ -22,8 +22,9 @@ so an agent that was quiet for a minute is still held against the bursts of its 
 single burst in the past does not hide the next. A minute is also over the limit at `ceiling`,
 even for an agent that has no past. A bucket in which a verdict reached `pause` is left out of every
 baseline: nobody teaches the detector by attacking it. A resolution judges when it has `min_buckets`
-such closed buckets and the agent `min_samples` calls without an alarm; before that it is cold
-and silent.
+such closed buckets and the agent `min_samples` earlier calls without an alarm; before that it is
+cold and silent. When alarms leave fewer than `min_buckets`, the last limit stands until calm
+returns: an attack that lasts does not become normal.
 
 The score is 1 - limit / (2 * observed): 0.5 at the limit, towards 1 above.
 
@@ -82,7 +83,8 @@ STATE = np.dtype(
         ("samples", "i8"),  # Calls counted that raised no alarm, ever.
         ("head", "i8", (2,)),  # Number of the open bucket since 1970.
         ("flagged", "i8", (2,)),  # Bit a place: a verdict in that bucket reached pause.
-        ("limit", "f4", (2,)),  # For the open bucket; 0: not worked out yet, infinite: cold.
+        # For the open bucket; infinite: cold. Not above 0: not worked out yet, less the last one.
+        ("limit", "f4", (2,)),
         ("usual", "f4", (2,)),
         ("counts", "u2", (2, BUCKETS)),
         ("peaks", "u2", (BUCKETS,)),  # Place of a minute -> its busiest second.
@@ -166,7 +168,13 @@ def _work_out(state: Record, which: Int, plan: Record) -> None:
     peaks = np.zeros(BUCKETS if which == 0 else 0, np.int64)
     for i in range(peaks.size):
         peaks[i] = state["peaks"][i]
-    if count < plan["min_buckets"] or state["samples"] < plan["min_samples"]:
+    # Calls of the open bucket are not yet past.
+    samples = state["samples"] - state["counts"][which, state["head"][which] % BUCKETS]
+    if count < plan["min_buckets"] or samples < plan["min_samples"]:
+        if state["flagged"][which] != 0 and state["limit"][which] < 0.0:
+            # Alarms left too few, not youth: the last limit stands, or they would wear it out.
+            state["limit"][which] = -state["limit"][which]
+            return
         state["limit"][which], state["usual"][which] = np.inf, 0.0
         return
     state["limit"][which], state["usual"][which] = baseline(
@@ -189,7 +197,8 @@ def _advance(state: Record, which: Int, bucket: Int) -> None:
     """Open a newer bucket of a ring; what was skipped was idle, and counts as 0."""
     passed = bucket - state["head"][which]
     state["head"][which] = bucket
-    state["limit"][which] = 0.0
+    if state["limit"][which] > 0.0:
+        state["limit"][which] = -state["limit"][which]
     if passed >= BUCKETS:
         state["flagged"][which] = 0
         for slot in range(BUCKETS):
@@ -216,7 +225,7 @@ def _judge_ring(
     count = np.int64(state["counts"][which, bucket % BUCKETS]) + (1 if fresh else 0)
     if count < plan["floor"][which]:
         return
-    if state["limit"][which] == 0.0:
+    if state["limit"][which] <= 0.0:
         _work_out(state, which, plan)
     limit = float(state["limit"][which])
     if which == 1 and plan["ceiling"] > 0:
@@ -240,7 +249,6 @@ def score(state: Record, plan: Record, now_ns: Int, fresh: bool, sign: Record) -
     if state["first_ns"] == 0:
         state["first_ns"] = now_ns
     if minute > state["head"][1]:
-        _note_peak(state)
         _advance(state, OF_MINUTES, minute)
     if second > state["head"][0]:
         _note_peak(state)

@@ -185,13 +185,14 @@ def remove(table: Table, key: Int) -> None:
 def sweep(table: Table, now_ns: Int, count: Int) -> Int:
     """Free the rows among the next `count` under the hand that are idle. Returns how many.
 
-    Changes no verdict: an idle entity is a new one when it comes back, swept or not.
+    Changes no verdict of a call that is on time: an idle entity is a new one when it comes back,
+    swept or not. A call that ended before this and comes after it may find its entity gone.
     """
     head = table.head[0]
     freed = 0
     for _ in range(min(count, head["used"])):
         row = head["hand"] if head["hand"] <= head["used"] else np.int64(1)
-        head["hand"] = row + 1
+        head["hand"] = row + 1 if row < head["used"] else 1
         entity = table.rows[row]
         if entity["key"] != 0 and now_ns - entity["seen_ns"] > head["idle_ns"]:
             remove(table, entity["key"])

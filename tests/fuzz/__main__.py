@@ -2,7 +2,7 @@
 
 libFuzzer keeps inputs that reach new code. It cannot see into compiled kernels, so by default they
 run as plain Python (NUMBA_DISABLE_JIT=1) and are instrumented: that finds the inputs. `--compiled`
-runs the same target on the machine code, some twenty times as many inputs a second but without
+runs the same target on the machine code, some ten times as many inputs a second but without
 that guidance: that finds where compiling changed something. Run both.
 
     make fuzz ARGS="-max_total_time=60"
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     arguments = [argument for argument in arguments if argument != "--compiled"]
     if not compiled:
         os.environ["NUMBA_DISABLE_JIT"] = "1"  # Read by numba when it is imported, below.
-    import atheris  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415
+    import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
 
     # The kernels are imported for the first time inside here, or they stay uninstrumented; numba
     # cannot compile what is instrumented.
