@@ -63,6 +63,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("otel_anomaly")
 
+RECOVERY_NS = 60_000_000_000
+"""Detection counts as failing for so long after a failure."""
+
 _SCOPE_KINDS = {
     "tenant": identity.OF_TENANT,
     "agent": identity.OF_AGENT,
@@ -175,7 +178,7 @@ class Processor:
         self._accepted = {name: telemetry.accepted_spans.labels(name) for name in TRANSPORTS}
         self._spans = 0
         self._forged = 0
-        self.healthy = True
+        self._failed_ns: int | None = None
         telemetry.read_judge(self.counts)
 
     def process(self, batch: Batch) -> Reply:
@@ -205,7 +208,7 @@ class Processor:
             try:
                 body = self.annotate(columns, batch.received_ns)
             except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.
-                self._detection_failed(error)
+                self._detection_failed(error, batch.received_ns)
         self._spans += columns.span_count
         self._room.commit(Payload(body, Signal.TRACES, columns.span_count), room)
         self._accepted[batch.transport].inc(columns.span_count)
@@ -267,19 +270,28 @@ class Processor:
     def _retry_after_s(self, outcome: Outcome) -> float:
         return self._room.retry_after_s() if outcome.retryable else 0.0
 
-    def _detection_failed(self, error: Exception) -> None:
-        LOG.error(
-            "detection failed: the batch goes on without a verdict, all agents are cold",
-            exc_info=error,
-        )
+    def _detection_failed(self, error: Exception, now_ns: int) -> None:
+        if self.healthy:  # Once a bout: whoever found the bug may send it with every request.
+            LOG.error(
+                "detection failed: the batch goes on without a verdict, all agents are cold",
+                exc_info=error,
+            )
         self._telemetry.detection_failures.inc()
-        self.healthy = False
-        self.state = make_state(self._config)
+        self._failed_ns = now_ns
+        # What was counted stays true; what was learned may be half written.
+        self.state = make_state(self._config)._replace(counters=self.state.counters)
         if self._on_emptied is not None:
             self._on_emptied()
 
+    @property
+    def healthy(self) -> bool:
+        """Whether detection has worked for the last minute."""
+        return self._failed_ns is None
+
     def sweep(self, now_ns: int, count: int = 4096) -> None:
         """Free some idle rows. Changes no verdict; call it now and then."""
+        if self._failed_ns is not None and now_ns - self._failed_ns > RECOVERY_NS:
+            self._failed_ns = None
         for table in (self.state.agents, self.state.sessions):
             sweep(table, now_ns, count)
 

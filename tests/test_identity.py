@@ -249,6 +249,22 @@ def test_more_traces_than_are_remembered() -> None:
     assert rig.counts("entities_evicted", "trace") == 1
 
 
+def test_a_clock_that_steps_back_costs_only_what_traces_say() -> None:
+    """
+    Scenario: memory for one trace is in use; the arrival clock steps back an hour, and a call of
+    another trace comes, whose agent a second span names.
+    Guarantees: the new trace is not remembered and counted as such; its calls are judged all the
+    same, by what they say themselves.
+    """
+    rig, calls = Rig(limits={"traces": 1}), Calls()
+    rig.send([calls.at(5000)], 5000 * 10**9)
+    named = calls.at(1000, agent="known", trace_id=TRACE)
+    verdicts = rig.send([named, nobody(calls, trace_id=TRACE)], 1000 * 10**9)
+    assert [verdict.action for verdict in verdicts] == ["allow", "allow"]
+    assert [caller.agent for caller in rig.callers[1:]] == ["known", None]
+    assert rig.counts("entities_overflow", "trace") == 1
+
+
 def test_more_entities_than_rows() -> None:
     """
     Scenario: two agents and two sessions fit; a third of each comes while they are at work.

@@ -41,7 +41,7 @@ def test_detection_that_fails(part: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """
     Scenario: a bug in each step of detection, after calls were learned; then it works again.
     Guarantees: the batch goes on as it came and is counted; the state is empty, all agents cold;
-    health says so from then on; the next batch is judged.
+    health says so for a minute; what was counted stays; the next batch is judged.
     """
     rig, calls = Rig(rate={"warn": 4, "block": 9}), Calls()
     rig.send(calls.many(3, 1000))
@@ -52,11 +52,15 @@ def test_detection_that_fails(part: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert reply.outcome is Outcome.ACCEPTED
     assert rig.room.payloads[-1] == (body, Signal.TRACES, 2)
     assert not rig.processor.healthy
-    assert rig.digest() == Rig(rate={"warn": 4, "block": 9}).digest()
-    assert rig.counts("entities", "session") == rig.counts("tool_calls") == 0
+    assert rig.digest(counters=False) == Rig(rate={"warn": 4, "block": 9}).digest(counters=False)
+    assert rig.counts("entities", "session") == 0
+    assert rig.counts("tool_calls") >= 3
     assert rig.counts("spans") == 5
     assert b"otel_anomaly_detection_failures_total 1.0" in rig.telemetry.render()
-    rig.processor.healthy = True
+    rig.processor.sweep(60_000_000_000)
+    assert not rig.processor.healthy
+    rig.processor.sweep(60_000_000_001)
+    assert rig.processor.healthy
     verdicts = rig.send(calls.many(4, 1000))
     assert [verdict.action for verdict in verdicts] == ["allow"] * 3 + ["warn"]
 

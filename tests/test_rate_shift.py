@@ -176,6 +176,8 @@ def test_bursts_are_remembered_for_an_hour() -> None:
         for at in range(minute):
             agent.call(60 * at, 25 if at < 3 else 1)
         assert fired(agent.call(60 * minute + 30, 40)) == alarms
+    agent = Agent()
+    agent.call(0, 25)
     agent.call(60 * 130)
     assert not agent.state["peaks"].any()
 

@@ -59,7 +59,8 @@ from otel_anomaly.kernels import Array, Int, Record, inlined, kernel
 BUCKETS: Final = 60
 COUNT_MAX: Final = 65535
 LEVEL_RANK: Final = 3
-"""The level is the third largest: one or two bursts in the past do not lift the limit."""
+"""The level is the third largest: one burst in the past does not lift the limit. (Of seconds, one
+of the last minute counts twice: as a bucket and as that minute's peak.)"""
 OF_SECONDS, OF_MINUTES = np.arange(2)
 MINUTE_NS: Final = 60 * SECOND_NS
 _ACTION = {"warn": WARN, "pause": PAUSE, "block": BLOCK}
