@@ -242,8 +242,8 @@ def test_health(tmp_path: Path) -> None:
 def test_what_comes_after_the_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Scenario: a request that a door took arrives at the judge when the service has stopped.
-    Guarantees: it is refused as `stopping`, to be sent again; nobody looks at it, nothing is learned
-    or written.
+    Guarantees: it is refused as `stopping`, to be sent again; nobody looks at it, and nothing is
+    learned or written.
     """
 
     async def play() -> None:
