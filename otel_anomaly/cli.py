@@ -220,7 +220,8 @@ def _audit_verify(arguments: argparse.Namespace) -> int:
 
     result = verify(path)
     if result.ok:
-        print(f"{path}: ok, {result.records} records")
+        # The head, kept elsewhere, is what shows later that nothing was cut off the end.
+        print(f"{path}: ok, {result.records} records, head {result.head}")
         return OK
     place = path if result.line is None else f"{path}:{result.line}"
     print(f"{place}: {result.message}")

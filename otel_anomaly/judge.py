@@ -414,6 +414,14 @@ def _resolve_all(rows: Array, plans: Plans, state: State, verdicts: Array) -> No
 
 
 @kernel
+def remember_all(data: Array, rows: Array, state: State) -> None:
+    """Let the spans of a request speak for their traces, and judge nothing."""
+    data, rows, state = borrow(data), borrow(rows), borrow_state(state)
+    for number in range(rows.size):
+        remember_trace(state.traces, data, rows[number], rows[number]["end_ns"])
+
+
+@kernel
 def judge(
     data: Array,
     rows: Array,

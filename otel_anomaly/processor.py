@@ -49,9 +49,10 @@ from otel_anomaly.judge import (
     State,
     judge,
     make_seen,
+    remember_all,
 )
 from otel_anomaly.otlp.dialects import compile_keys
-from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
+from otel_anomaly.otlp.scan import Columns, MalformedRequest, OversizedRequest, scan
 from otel_anomaly.otlp.splice import splice
 from otel_anomaly.telemetry import TRANSPORTS, JudgeCounts, Telemetry
 from otel_anomaly.verdict import LINE_BYTES, annotation_bytes_max, encode, make_texts
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("otel_anomaly")
 
+ROWS_AT_FIRST, ROWS_KEPT = 256, 1 << 14
+"""Scratch grows with the requests; what one of more than ROWS_KEPT rows took is given back."""
 RECOVERY_NS = 60_000_000_000
 """Detection counts as failing for so long after a failure."""
 
@@ -123,19 +126,24 @@ class _Scratch:
         self.used = np.zeros(2, np.int64)
         self.double = np.zeros(1, np.float64)
         self.line = np.zeros(LINE_BYTES, np.uint8)
-        self._sized(256, 512)
+        self.shrink()
 
-    def _sized(self, rows: int, annotation: int) -> None:
+    def shrink(self) -> None:
+        """Give back what a large request took."""
+        self._sized(ROWS_AT_FIRST, ROWS_AT_FIRST * 512)
+
+    def _sized(self, rows: int, blob_bytes: int) -> None:
         self.verdicts = np.empty(rows, VERDICT)
         self.findings = np.empty(rows * len(DETECTORS), FINDING)
         self.steps = np.empty(rows * len(DETECTORS) * STEPS_PER_FINDING, STEP)
-        self.blob = np.empty(rows * annotation, np.uint8)
+        self.blob = np.empty(blob_bytes, np.uint8)
         self.ends = np.empty(rows, np.int64)
 
-    def fit(self, rows: int, annotation: int) -> None:
-        """Make room for a request of `rows` rows."""
-        if rows > self.verdicts.size or rows * annotation > self.blob.size:
-            self._sized(1 << max(rows - 1, 255).bit_length(), annotation)
+    def fit(self, rows: int, blob_bytes: int) -> None:
+        """Make room for a request of `rows` rows and so many bytes of attributes."""
+        if rows > self.verdicts.size or blob_bytes > self.blob.size:
+            rows = max(rows, self.verdicts.size)
+            self._sized(1 << (rows - 1).bit_length(), max(blob_bytes, self.blob.size))
 
 
 class Processor:
@@ -188,12 +196,14 @@ class Processor:
         try:
             columns = scan(batch.body, self.keys)
         except MalformedRequest as error:
-            return self.refuse_malformed(batch, error)
+            return self.refuse_unread(batch, error)
         return self.process_columns(batch, columns)
 
-    def refuse_malformed(self, batch: Batch, error: MalformedRequest) -> Reply:
+    def refuse_unread(self, batch: Batch, error: MalformedRequest) -> Reply:
         """The answer to a batch that the scan refused."""
-        return self._refuse(batch, Outcome.MALFORMED, 0, str(error))
+        oversized = isinstance(error, OversizedRequest)
+        outcome = Outcome.TOO_LARGE if oversized else Outcome.MALFORMED
+        return self._refuse(batch, outcome, 0, str(error))
 
     def process_columns(self, batch: Batch, columns: Columns) -> Reply:
         """`process` for a trace batch that was scanned already."""
@@ -209,10 +219,22 @@ class Processor:
                 body = self.annotate(columns, batch.received_ns)
             except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.
                 self._detection_failed(error, batch.received_ns)
+                body = self._without_forged(columns)
         self._spans += columns.span_count
         self._room.commit(Payload(body, Signal.TRACES, columns.span_count), room)
         self._accepted[batch.transport].inc(columns.span_count)
         return Reply(Outcome.ACCEPTED)
+
+    def remember_traces(self, body: bytes) -> None:
+        """Learn who is meant in the traces of a request, and judge nothing.
+
+        Raises
+        ------
+        MalformedRequest
+            As `scan`.
+        """
+        columns = scan(body, self.keys)
+        remember_all(columns.data, columns.rows, self.state)
 
     def annotate(self, columns: Columns, received_ns: int) -> bytes:
         """Judge all calls of a request and write the verdicts on their spans."""
@@ -230,13 +252,31 @@ class Processor:
         )
         body = splice(columns, self.keys, scratch.blob, ends)
         self._forged += columns.forged_count
-        if self._on_judged is not None:
-            self._on_judged(columns, judgement)
+        self._tell(columns, judgement, received_ns)
+        if rows > ROWS_KEPT:
+            scratch.shrink()
         return body
+
+    def _tell(self, columns: Columns, judgement: Judgement, received_ns: int) -> None:
+        """Let others see a judgement. A bug in wording it costs no agent its past."""
+        if self._on_judged is None:
+            return
+        try:
+            self._on_judged(columns, judgement)
+        except Exception as error:  # noqa: BLE001 - the same: the data goes on.
+            self._failed(error, received_ns, "a judgement could not be told")
+
+    def _without_forged(self, columns: Columns) -> bytes:
+        """The request without verdicts, also without those an agent wrote itself."""
+        try:
+            nothing = np.zeros(columns.rows.size, np.int64)
+            return splice(columns, self.keys, np.empty(0, np.uint8), nothing)
+        except Exception:  # noqa: BLE001 - what came is better than nothing.
+            return columns.body
 
     def _judge(self, columns: Columns, received_ns: int) -> Judgement:
         scratch, rows = self._scratch, columns.rows.size
-        scratch.fit(rows, self._annotation_max)
+        scratch.fit(rows, columns.call_count * self._annotation_max)
         verdicts = scratch.verdicts[:rows]
         judge(
             columns.data,
@@ -270,14 +310,15 @@ class Processor:
     def _retry_after_s(self, outcome: Outcome) -> float:
         return self._room.retry_after_s() if outcome.retryable else 0.0
 
-    def _detection_failed(self, error: Exception, now_ns: int) -> None:
+    def _failed(self, error: Exception, now_ns: int, message: str) -> None:
         if self.healthy:  # Once a bout: whoever found the bug may send it with every request.
-            LOG.error(
-                "detection failed: the batch goes on without a verdict, all agents are cold",
-                exc_info=error,
-            )
+            LOG.error("%s", message, exc_info=error)
         self._telemetry.detection_failures.inc()
         self._failed_ns = now_ns
+
+    def _detection_failed(self, error: Exception, now_ns: int) -> None:
+        message = "detection failed: the batch goes on without a verdict, all agents are cold"
+        self._failed(error, now_ns, message)
         # What was counted stays true; what was learned may be half written.
         self.state = make_state(self._config)._replace(counters=self.state.counters)
         if self._on_emptied is not None:

@@ -1,7 +1,10 @@
 """Recorded OTLP through the same processor: `otel-anomaly replay`.
 
-The clock is the stream itself, the seed is fixed and nothing else comes from outside, so the same
-recording gives the same findings to the bit, however it is cut into requests.
+The clock is the stream itself, the seed is fixed and nothing else comes from outside. Files are
+read twice: first for what their spans say of whole traces, then to judge. A parent that names the
+agent is exported after its calls; live, those calls are judged by what is known by then, but here
+it must not matter. So the same recording gives the same findings to the bit, however it is cut into
+requests.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from otel_anomaly import recordings
 from otel_anomaly.detectors.finding import ACTIONS
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
 from otel_anomaly.judge import DETECTORS
+from otel_anomaly.otlp.scan import MalformedRequest
 from otel_anomaly.processor import Processor
 from otel_anomaly.recordings import RecordingError
 from otel_anomaly.report import Reporter, finding_numbers
@@ -33,7 +37,8 @@ if TYPE_CHECKING:
 SEED: Final = 0x6F74656C
 EXIT_OK, EXIT_UNREADABLE = 0, 2
 NS: Final = 1_000_000_000
-YEAR_10000_S: Final = 253_402_300_800
+TRACES_MIN: Final = 1 << 20
+"""Traces whose identity a replay can hold, at least."""
 _YEAR_10000_S: Final = 253_402_300_800
 
 
@@ -46,6 +51,11 @@ class Replay:
         self._keep_calls = calls
         self._writer = writer
         self._place = ""
+        limits = config.identity.limits
+        # A recording is finite, and `remember` wants all of its traces at once.
+        limits = limits.model_copy(update={"traces": max(limits.traces, TRACES_MIN)})
+        identity = config.identity.model_copy(update={"limits": limits})
+        config = config.model_copy(update={"identity": identity})
         self.processor = Processor(config, self, Telemetry(), seed=SEED, on_judged=self._on_judged)
         self._reporter = Reporter(self.processor.texts)
 
@@ -63,6 +73,14 @@ class Replay:
     def retry_after_s(self) -> float:
         """Never asked: nothing is refused for want of room."""
         return 0.0
+
+    def remember(self, recorded: recordings.Recorded) -> None:
+        """Learn who is meant, before anything is judged. Raises RecordingError when not OTLP."""
+        if recorded.signal is Signal.TRACES:
+            try:
+                self.processor.remember_traces(recorded.body)
+            except MalformedRequest as error:
+                raise RecordingError(f"{recorded.place}: {error}") from error
 
     def request(self, recorded: recordings.Recorded) -> None:
         """Judge one request. Raises RecordingError when it is not OTLP."""
@@ -199,6 +217,9 @@ def _replay_files(
             writer = recordings.Writer(out)
             stack.callback(writer.close)
         replay = Replay(config, calls=calls, writer=writer)
+        for path in files:
+            for recorded in recordings.read(path, signal):
+                replay.remember(recorded)
         for path in files:
             for recorded in recordings.read(path, signal):
                 replay.request(recorded)

@@ -172,7 +172,7 @@ class Service:
         try:
             columns = await asyncio.to_thread(scan, batch.body, self.processor.keys)
         except MalformedRequest as error:
-            return self.processor.refuse_malformed(batch, error)
+            return self.processor.refuse_unread(batch, error)
         return self.processor.process_columns(batch, columns)
 
     def _on_judged(self, columns: Columns, judgement: Judgement) -> None:
@@ -291,8 +291,8 @@ async def _serve(config: Config) -> int:
     await stop.wait()
     print("stopping: no new requests, delivering what is held ...", file=err, flush=True)
     await service.stop()
-    ledger = service.telemetry.ledger()
-    print(f"stopped: {ledger.sentence()}", file=err, flush=True)
+    for name in config.exporters:
+        print(f"stopped: {name}: {service.telemetry.ledger(name).sentence()}", file=err, flush=True)
     return EXIT_OK
 
 

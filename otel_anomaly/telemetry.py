@@ -62,7 +62,7 @@ JUDGE_METRICS: dict[str, tuple[str, tuple[str, ...], bool]] = {
 
 
 class Ledger(NamedTuple):
-    """Where the accepted spans are; sent, held and dropped are summed over the exporters."""
+    """Where the accepted spans are: as one exporter has them, or summed over all."""
 
     accepted: int
     sent: int
@@ -70,7 +70,7 @@ class Ledger(NamedTuple):
     dropped: int
 
     def sentence(self) -> str:
-        """For people; with one exporter the numbers add up."""
+        """For people; the numbers of one exporter add up."""
         return (
             f"accepted {self.accepted} spans = sent {self.sent} + held {self.held}"
             f" + dropped {self.dropped}"
@@ -152,8 +152,8 @@ class Telemetry:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
-    def ledger(self) -> Ledger:
-        """The sums over transports and exporters, for the last words and the audit trail."""
+    def ledger(self, exporter: str | None = None) -> Ledger:
+        """Where the accepted spans are, for the last words (one exporter) or the audit trail."""
         totals = dict.fromkeys(Ledger._fields, 0)
         for metric, field in (
             (self.accepted_spans, "accepted"),
@@ -162,7 +162,11 @@ class Telemetry:
             (self.dropped_spans, "dropped"),
         ):
             for family in metric.collect():
-                totals[field] += sum(int(sample.value) for sample in family.samples)
+                totals[field] += sum(
+                    int(sample.value)
+                    for sample in family.samples
+                    if exporter in {None, sample.labels.get("exporter", exporter)}
+                )
         return Ledger(**totals)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -85,6 +85,7 @@ def warm() -> None:
     for request, received_ns in zip(_REQUESTS, (1, 0), strict=True):
         reply = processor.process(Batch(request, Signal.TRACES, "grpc", received_ns))
         assert reply.outcome is Outcome.ACCEPTED
+    processor.remember_traces(_REQUESTS[0])
     processor.sweep(1)
     assert processor.healthy, "the kernels do not run on this machine"
     assert [call.who.session for call in warming.told] == ["1", "1"]

@@ -148,8 +148,16 @@ def check_rows(
             check_ids(columns.body, row, span)
 
 
+def is_sound(span: Span) -> bool:
+    """Whether both ids are of the right length and not all zero."""
+    trace, own = span.trace_id, span.span_id
+    return len(trace) == 16 and len(own) == 8 and any(trace) and any(own)
+
+
 def is_hint(span: Span, identity: IdentityConfig) -> bool:
-    """Whether the span itself names somebody by a key that is not weak."""
+    """Whether the span itself names somebody by a key that is not weak, for a trace to know."""
+    if not is_sound(span):
+        return False
     own = naive.usable(span.attributes)
     keys = {key for who in WHO for key in getattr(identity, who)} - set(identity.weak)
     return not keys.isdisjoint(own)
@@ -158,7 +166,7 @@ def is_hint(span: Span, identity: IdentityConfig) -> bool:
 def check_ids(body: bytes, row: np.void, span: Span) -> None:
     """Ids are where they are on the wire; the hashes are of the ids; unsound ones are marked."""
     trace, own = span.trace_id, span.span_id
-    sound = len(trace) == 16 and len(own) == 8 and any(trace) and any(own)
+    sound = is_sound(span)
     assert (row["flags"] & BAD_ID == 0) == sound
     for at, value, size in ((row["trace_at"], trace, 16), (row["span_at"], own, 8)):
         assert at == -1 if len(value) != size else body[at : at + size] == value

@@ -238,7 +238,10 @@ def test_replay_of_what_is_not_there(
 
 
 AUDIT_ANSWERS = {
-    "whole": (SimpleNamespace(ok=True, records=7, line=None, message=""), ": ok, 7 records"),
+    "whole": (
+        SimpleNamespace(ok=True, records=7, line=None, message="", head="ab12"),
+        ": ok, 7 records, head ab12",
+    ),
     "broken": (SimpleNamespace(ok=False, records=4, line=5, message="hash"), ":5: hash"),
     "no line": (SimpleNamespace(ok=False, records=0, line=None, message="empty"), ": empty"),
 }

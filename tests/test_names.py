@@ -101,13 +101,18 @@ def test_a_name_from_the_resource_or_a_weak_key() -> None:
 
 @pytest.mark.parametrize(
     ("session", "told"),
-    [("s-1", "s-1"), (7, "7"), (True, "true"), ("x" + "\u20ac" * NAME_BYTES, "x" + "\u20ac" * 31)],
+    [
+        ("s-1", "s-1"),
+        (7, "7"),
+        (True, "true"),
+        ("x" + "\u20ac" * NAME_BYTES, "x" + "\u20ac" * 31 + "..."),
+    ],
 )
 def test_a_name_from_the_trace(session: Value, told: str) -> None:
     """
     Scenario: a call that says nothing of its session comes after one of its trace that does; the
     session is a text, a number, a truth value, a text longer than what is kept.
-    Guarantees: the session is told from what is kept, in whole letters.
+    Guarantees: the session is told from what is kept, in whole letters, and a cut is marked.
     """
     rig = BookRig()
     speaker, silent = Agent(None, seed=1), Agent(None, seed=2)

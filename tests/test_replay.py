@@ -10,6 +10,7 @@ import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_anomaly.config import Config
 from otel_anomaly.handoff import Signal
@@ -17,7 +18,7 @@ from otel_anomaly.otlp import json as otlp_json
 from otel_anomaly.replay import replay_command, rfc3339
 from tests.book_rigs import LOW_LIMITS, at
 from tests.sizes import scaled
-from tests.traffic import Agent, request
+from tests.traffic import Agent, attributes, request, tool_span
 from tests.unspliced import without_verdicts
 
 if TYPE_CHECKING:
@@ -262,15 +263,46 @@ def test_a_recording_that_is_broken(
 ) -> None:
     """
     Scenario: a sound file, then a broken one: protobuf, JSON, suffix, gzip.
-    Guarantees: exit 2, one line on standard error with file, line and reason, no report; what was
-    judged before is whole in the output.
+    Guarantees: exit 2, one line on standard error with file, line and reason, no report; nothing is
+    judged or written, for all files are read once before.
     """
     out, good = tmp_path / "out.bin", binary(tmp_path / "good.bin", five_calls())
     ran = run([good, binary(tmp_path / name, content)], out=out)
     assert ran == (2, "")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{tmp_path}/{said}")
-    assert without_verdicts(out.read_bytes())[0] == good.read_bytes()
+    assert out.read_bytes() == b""
+
+
+def test_a_parent_that_comes_last(tmp_path: Path) -> None:
+    """
+    Scenario: 120 calls that say nothing of their session, then their parent that names it: as one
+    request, and with the parent in a file of its own, read last.
+    Guarantees: the same findings, all about that session.
+    """
+    trace = b"T" * 16
+    start = 1_790_000_000_000_000_000
+    calls = [
+        tool_span(
+            trace_id=trace,
+            span_id=(n + 1).to_bytes(8, "big"),
+            start_ns=start,
+            end_ns=start + n,
+            tool="t",
+        )
+        for n in range(120)
+    ]
+    parent = Span(trace_id=trace, span_id=b"parent-1", start_time_unix_nano=start - 1)
+    parent.attributes.extend(attributes([("session.id", "s-late"), ("gen_ai.agent.name", "late")]))
+    whole = binary(tmp_path / "whole.bin", request([*calls, parent]))
+    parts = [
+        binary(tmp_path / f"{n}.bin", request(spans)) for n, spans in ((1, calls), (2, [parent]))
+    ]
+    limits = {"rate": {"warn": 100, "block": 500}}
+    reports = [run(files, detectors=limits).report for files in ([whole], parts)]
+    assert reports[0]["findings"] == reports[1]["findings"]
+    assert {found["entity"] for found in reports[0]["findings"]} == {"session:s-late"}
+    assert len(reports[0]["findings"]) == 21
 
 
 def test_an_output_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -331,7 +331,11 @@ def test_very_many_attributes(key: str) -> None:
     count = 1_000_000 if COMPILED else 2_000
     pairs = traffic.attributes([(key, "0000000")])
     pattern = Span(attributes=pairs).SerializeToString()
-    body = one_span(*(pattern[:-7] + b"%07d" % n for n in range(count)))
+    body = one_span(
+        wire.chunk(1, b"T" * 16),
+        wire.chunk(2, b"S" * 8),
+        *(pattern[:-7] + b"%07d" % n for n in range(count)),
+    )
     columns = scan(body, KEYS)
     assert naive.parses(body)
     assert columns.span_count == 1

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CALL = ("gen_ai.operation.name", "execute_tool")
 SOUND: dict[str, Any] = {"trace_id": b"T" * 16, "span_id": b"S" * 8}
+IDS = (wire.chunk(1, b"T" * 16), wire.chunk(2, b"S" * 8))
 
 
 def row_of(body: bytes) -> Record:
@@ -154,7 +155,7 @@ def test_numbers_as_text(number: int) -> None:
     for width in range(1, 11):
         value = wire.number(3, number, width=width)
         pair = wire.chunk(1, b"session.id") + wire.chunk(2, value)
-        body = one_span(wire.chunk(9, pair))
+        body = one_span(*IDS, wire.chunk(9, pair))
         assert text_of(body, row_of(body), SESSION) == str(number)
 
 
@@ -179,7 +180,7 @@ def test_truth_values(value: int, expected: str) -> None:
     """
     for width in range(1, 11):
         pair = wire.chunk(1, b"session.id") + wire.chunk(2, wire.number(2, value, width=width))
-        body = one_span(wire.chunk(9, pair))
+        body = one_span(*IDS, wire.chunk(9, pair))
         assert text_of(body, row_of(body), SESSION) == expected
         check_scan(body)
 
@@ -219,7 +220,7 @@ def test_odd_pairs(name: str) -> None:
     Scenario: an attribute written as nobody writes it.
     Guarantees: it says what the library reads from it.
     """
-    body = one_span(wire.chunk(9, b"".join(ODD_PAIRS[name])))
+    body = one_span(*IDS, wire.chunk(9, b"".join(ODD_PAIRS[name])))
     assert text_of(body, row_of(body), SESSION) == "v"
     check_scan(body)
 
@@ -242,7 +243,7 @@ def test_the_last_member_of_a_value_wins() -> None:
     for expected, other in others.items():
         for members, found in ((text + other, expected), (other + text, "v")):
             pair = wire.chunk(1, b"session.id") + wire.chunk(2, members)
-            rows = scan(body := one_span(wire.chunk(9, pair)), KEYS).rows
+            rows = scan(body := one_span(*IDS, wire.chunk(9, pair)), KEYS).rows
             if isinstance(found, str):
                 assert text_of(body, rows[0], SESSION) == found
             else:

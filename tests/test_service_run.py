@@ -87,7 +87,7 @@ def test_run_until_a_signal(
         ready,
     )
     assert stopping == "stopping: no new requests, delivering what is held ..."
-    assert stopped == "stopped: accepted 0 spans = sent 0 + held 0 + dropped 0"
+    assert stopped == "stopped: file: accepted 0 spans = sent 0 + held 0 + dropped 0"
     assert folder.stat().st_mode & 0o777 == 0o700
 
 

@@ -90,10 +90,11 @@ def remember_trace(table: Table, data: Array, row: Record, now_ns: Int) -> None:
         trace["start_ns"][who] = start
         trace["hash"][who] = row["hash"][who]
         if said != row["hash"][who]:
-            length = min(row["length"][who], NAME_BYTES)
             trace["kind"][who] = row["kind"][who]
-            trace["length"][who] = length
-            copy(trace["text"][who], 0, data, row["at"][who], length)
+            # A length above NAME_BYTES says that the text was cut.
+            trace["length"][who] = min(row["length"][who], NAME_BYTES + 1)
+            kept = min(row["length"][who], NAME_BYTES)
+            copy(trace["text"][who], 0, data, row["at"][who], kept)
 
 
 @inlined

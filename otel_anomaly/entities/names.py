@@ -12,6 +12,7 @@ import numpy as np
 from otel_anomaly.entities.identity import (
     FROM_NOBODY,
     FROM_TRACE,
+    NAME_BYTES,
     NAMES_OF_KINDS,
     OF_AGENT,
     OF_SESSION,
@@ -67,7 +68,8 @@ def _identity(
         return decode(data, row["kind"][who], int(row["at"][who]), int(row["length"][who]))
     trace = traces.rows[person["trace"]]
     length = int(trace["length"][who])
-    return decode(trace["text"][who], int(trace["kind"][who]), 0, length)
+    told = decode(trace["text"][who], int(trace["kind"][who]), 0, min(length, NAME_BYTES))
+    return told if length <= NAME_BYTES else told + "..."
 
 
 def caller(data: np.ndarray, row: np.void, person: np.void, traces: Table) -> Caller:

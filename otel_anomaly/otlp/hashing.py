@@ -1,7 +1,9 @@
 """Keyed hashes of byte ranges: how keys, names and ids become numbers in columns.
 
-    words of 8 bytes:   h = fold(h ^ word, K1)     for all but the last 1..8 bytes
-    the rest:           h = fold(h ^ rest, h ^ K2) zero-padded; the length is mixed in at the start
+    start:           h = fold(seed ^ K0, length ^ K1)
+    up to 7 bytes:   h = fold(h ^ rest, h ^ K2)          the bytes, zero-padded
+    from 8 bytes:    h = fold(h ^ word, h ^ K2 ^ next)   16 at a time, the last 16 overlapping
+                                                         (up to 16: the first 8 and the last 8)
 
 The scheme is wyhash's (Wang Yi, public domain) without its unrolling: names are short. The seed is
 secret in a running service, so that an agent cannot choose a name that collides with another's.
@@ -40,11 +42,16 @@ def load_rest(data: Array, at: Int, count: Int) -> Int:
 def hash_bytes(data: Array, at: Int, count: Int, seed: Int) -> Int:
     """Hash of `count` bytes at `at`: int64, never 0. Needs `at + count <= size`."""
     value = fold(seed ^ K0, count ^ K1)
-    while count > 8:
-        value = fold(value ^ load8(data, at), K1)
-        at += 8
-        count -= 8
-    value = fold(value ^ load_rest(data, at, count), value ^ K2)
+    if count < 8:
+        value = fold(value ^ load_rest(data, at, count), value ^ K2)
+        return value if value != 0 else np.int64(1)
+    last = at + count - 8
+    if count > 16:
+        while last - at > 8:
+            value = fold(value ^ load8(data, at), value ^ K2 ^ load8(data, at + 8))
+            at += 16
+        at = last - 8
+    value = fold(value ^ load8(data, at), value ^ K2 ^ load8(data, last))
     return value if value != 0 else np.int64(1)
 
 

@@ -72,7 +72,9 @@ assert IS_CALL == 1  # The scan adds it up.
 """Flags of a row. BAD_ID: trace or span id not 16 or 8 bytes, or all zero."""
 
 STATUS_CODE_ERROR: Final = 2
-SPANS_PER_REQUEST_MAX: Final = 1 << 23
+SPANS_PER_REQUEST_MAX: Final = 1 << 18
+"""Each may cost a row of memory, and empty ones are two bytes on the wire. Spans that say who and
+what are over 250 bytes, so 64 MiB of them fit."""
 assert np.iinfo(np.int32).max >= SPANS_PER_REQUEST_MAX
 REQUEST_BYTES_MAX: Final = 1 << 30
 assert np.iinfo(np.int32).max >= REQUEST_BYTES_MAX  # Offsets are int32 columns.
@@ -117,6 +119,10 @@ LENGTH_AT, START, END, PARENT = range(4)
 
 class MalformedRequest(Exception):
     """The bytes are not an ExportTraceServiceRequest. Carries no part of the data."""
+
+
+class OversizedRequest(MalformedRequest):
+    """More than a request may hold, well-formed or not."""
 
 
 class Columns(NamedTuple):
@@ -328,7 +334,10 @@ def _read_span(data: Array, at: Int, end: Int, keys: Record, row: Record) -> tup
             row["trace_at"], trace_bytes = start, at - start
         elif field == 2:
             row["span_at"], span_bytes = start, at - start
-        elif not _check_other(data, start, at, field, row):
+        elif field == 5:
+            if not is_utf8(data, start, at):
+                return False, marks
+        elif start != at and not _check_other(data, start, at, field, row):
             return False, marks
     _close_span(data, keys["seed"], trace_bytes, span_bytes, row)
     return True, marks
@@ -391,7 +400,8 @@ def _matters(row: Record, marks: Int, keys: Record) -> bool:
             flags |= IS_CALL
             break
     for who in range(len(WHO)):
-        if row["order"][who] < RESOURCE_LEVEL:
+        # Without sound ids there is no trace to speak for.
+        if row["order"][who] < RESOURCE_LEVEL and flags & BAD_ID == 0:
             flags |= IS_HINT
     if row["order"][ERROR] != ABSENT:
         flags |= IS_ERROR
@@ -541,17 +551,19 @@ def scan(body: bytes, keys: np.ndarray) -> Columns:
     Raises
     ------
     MalformedRequest
-        Protobuf would not parse it either, or it holds more than SPANS_PER_REQUEST_MAX spans.
+        Protobuf would not parse it either.
+    OversizedRequest
+        More than REQUEST_BYTES_MAX bytes or SPANS_PER_REQUEST_MAX spans.
     """
     if len(body) > REQUEST_BYTES_MAX:
-        raise MalformedRequest(f"request of {len(body)} bytes, at most {REQUEST_BYTES_MAX}")
+        raise OversizedRequest(f"request of {len(body)} bytes, at most {REQUEST_BYTES_MAX}")
     data = np.frombuffer(body, np.uint8)
     counts = np.zeros(3, np.int64)
     if not _count(data, counts):
         raise MalformedRequest("not an ExportTraceServiceRequest: its framing is broken")
     resource_count, scope_count, span_count = counts.tolist()
     if span_count > SPANS_PER_REQUEST_MAX:
-        raise MalformedRequest(f"{span_count} spans, at most {SPANS_PER_REQUEST_MAX} in a request")
+        raise OversizedRequest(f"{span_count} spans, at most {SPANS_PER_REQUEST_MAX} in a request")
     # Three rows more: a span is read into a row before it is known to matter, and see `_scan`.
     rows = np.empty(span_count + 3, ROW)
     resources = np.empty((resource_count, 4), np.int64)

@@ -214,18 +214,21 @@ def skip(data: Array, at: Int, end: Int, tag: Int, depth: Int) -> Int:
 
 @inlined
 def is_ascii(data: Array, at: Int, end: Int) -> bool:
-    """Whether no byte in the range is above 127: eight at a time, the last eight overlapping."""
-    bits = np.int64(0)
-    if end - at >= 8:
-        last = end - 8
-        while at < last:
-            bits |= load8(data, at)
-            at += 8
-        return (bits | load8(data, last)) & _HIGH_BITS == 0
-    while at < end:
-        bits |= load1(data, at)
-        at += 1
-    return bits & 128 == 0
+    """Whether no byte in the range is above 127: sixteen at a time, the last ones overlapping."""
+    if end - at < 8:
+        bits = np.int64(0)
+        while at < end:
+            bits |= load1(data, at)
+            at += 1
+        return bits & 128 == 0
+    bits = load8(data, at) | load8(data, end - 8)
+    if end - at > 16:
+        bits |= load8(data, at + 8) | load8(data, end - 16)
+        at += 16
+        while end - at > 16:
+            bits |= load8(data, at) | load8(data, at + 8)
+            at += 16
+    return bits & _HIGH_BITS == 0
 
 
 @inlined
