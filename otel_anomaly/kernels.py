@@ -146,6 +146,16 @@ def copy(target: Array, at: Int, source: Array, start: Int, count: Int) -> None:
     target[at : at + count] = source[start : start + count]
 
 
+def copy_start(target: Record, source: Record, count: Int) -> None:
+    """Copy the fields in the first `count` bytes of a record over those of another of its type.
+
+    `count` is where a field begins, or the size of the record.
+    """
+    for name in target.dtype.names:
+        if target.dtype.fields[name][1] < count:
+            target[name] = source[name]
+
+
 def copy_record(target: Record, source: Record) -> None:
     """Copy one record over another of the same type.
 
@@ -247,6 +257,18 @@ def _copy_record(_context: Any, target: Any, source: Any) -> Any:
 
 
 @intrinsic
+def _copy_start(_context: Any, target: Any, source: Any, _count: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        to, of = (builder.bitcast(record, byte) for record in args[:2])
+        cgutils.raw_memcpy(builder, to, of, args[2], 1)
+        return _context.get_dummy_value()
+
+    signature = types.void(target, source, types.intp) if target == source else None
+    return signature, generate
+
+
+@intrinsic
 def _prefetch(_context: Any, array: Any, _at: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         values = context.make_array(signature.args[0])(context, builder, args[0])
@@ -290,6 +312,11 @@ def _copy_compiled(_target: Any, _at: Any, _source: Any, _start: Any, _count: An
 @overload(copy_record, strict=False)
 def _copy_record_compiled(_target: Any, _source: Any) -> Any:
     return lambda _target, _source: _copy_record(_target, _source)
+
+
+@overload(copy_start, strict=False)
+def _copy_start_compiled(_target: Any, _source: Any, _count: Any) -> Any:
+    return lambda _target, _source, _count: _copy_start(_target, _source, _count)
 
 
 @overload(prefetch, strict=False)

@@ -110,7 +110,14 @@ def make_state(config: Config) -> State:
         np.zeros(COUNTERS, np.int64),
         np.zeros(1, np.int64),
         *make_seen(limits.spans),
-        make_table(limits.traces, identity.TRACE, idle_ns=limits.agent_idle, keep_ns=0, sample=1),
+        make_table(
+            limits.traces,
+            identity.TRACE,
+            idle_ns=limits.agent_idle,
+            keep_ns=0,
+            sample=1,
+            state_bytes=identity.TRACE_STATE_BYTES,
+        ),
         make_table(limits.agents, AGENT, idle_ns=limits.agent_idle, keep_ns=limits.agent_keep),
         make_table(
             limits.sessions, SESSION, idle_ns=limits.session_idle, keep_ns=limits.session_keep

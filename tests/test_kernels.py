@@ -288,3 +288,27 @@ def test_cache_is_warm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert kernels.cache_is_warm()
     monkeypatch.setattr(kernels, "CACHED", False)
     assert not kernels.cache_is_warm()
+
+
+PAIR = np.dtype([("first", "i8"), ("second", "u2", (3,)), ("text", "u1", (5,))], align=True)
+
+
+@kernels.kernel
+def start_copied(target: np.ndarray, source: np.ndarray, count: int) -> None:
+    kernels.copy_start(target[0], source[0], count)
+
+
+def test_copy_start() -> None:
+    """
+    Scenario: a record is copied up to its last field, and whole.
+    Guarantees: what lies behind is left as it was; compiled and as Python alike.
+    """
+    source = np.array([(1, (2, 3, 4), (5, 6, 7, 8, 9))], PAIR)
+    for run in (start_copied, getattr(start_copied, "py_func", start_copied)):
+        target = np.zeros(1, PAIR)
+        run(target, source, PAIR.fields["text"][1])
+        assert target["first"] == 1
+        assert target["second"].tolist() == [[2, 3, 4]]
+        assert not target["text"].any()
+        run(target, source, PAIR.itemsize)
+        assert target["text"].tolist() == source["text"].tolist()

@@ -38,7 +38,7 @@ class _Killed(service.Service):
 @pytest.fixture(autouse=True)
 def _quiet_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the allocator of the test process as it is."""
-    monkeypatch.setattr(service, "_keep_freed_memory", lambda: None)
+    monkeypatch.setattr(service, "keep_freed_memory", lambda: None)
 
 
 @pytest.fixture
@@ -168,4 +168,4 @@ def test_freed_memory_is_kept_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -
     keep()
 
 
-_KEEP = service._keep_freed_memory
+_KEEP = service.keep_freed_memory

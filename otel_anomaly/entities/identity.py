@@ -48,6 +48,9 @@ TRACE = np.dtype(
 )
 assert np.iinfo(np.uint8).max >= NAME_BYTES
 
+TRACE_STATE_BYTES: Final = TRACE.fields["text"][1]  # type: ignore[index]  # It has fields.
+"""The texts come last, and mean something only up to their lengths."""
+
 PERSON = np.dtype(
     [
         ("hash", "i8", (len(WHO),)),

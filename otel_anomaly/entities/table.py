@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import Int, borrow, copy_record, inlined, kernel, prefetch
+from otel_anomaly.kernels import Int, borrow, copy_start, inlined, kernel, prefetch
 
 KEY, ROW_NUMBER = range(2)
 HEAD = np.dtype(
@@ -35,6 +35,7 @@ HEAD = np.dtype(
         ("idle_ns", "i8"),
         ("keep_ns", "i8"),
         ("sample", "i8"),
+        ("state_bytes", "i8"),  # First bytes of a record: emptied for a new entity.
         ("evicted", "i8"),
         ("overflow", "i8"),  # Look-ups that were answered with row 0.
     ]
@@ -57,14 +58,25 @@ class Table(NamedTuple):
 
 
 def make_table(
-    capacity: int, record: np.dtype, *, idle_ns: int, keep_ns: int, sample: int = 16
+    capacity: int,
+    record: np.dtype,
+    *,
+    idle_ns: int,
+    keep_ns: int,
+    sample: int = 16,
+    state_bytes: int | None = None,
 ) -> Table:
-    """An empty table of `capacity` rows. Pages of memory are used as rows are."""
+    """An empty table of `capacity` rows. Pages of memory are used as rows are.
+
+    Only the first `state_bytes` of a record are emptied for a new entity: what lies behind them
+    counts only where the state says so.
+    """
     size = 1 << (2 * capacity).bit_length()
     head = np.zeros(1, HEAD)
     head["mask"], head["capacity"], head["hand"] = size - 1, capacity, 1
     head["idle_ns"], head["keep_ns"] = idle_ns, keep_ns
     head["sample"] = min(sample, capacity)
+    head["state_bytes"] = record.itemsize if state_bytes is None else state_bytes
     rows = np.zeros(capacity + 1, record)
     return Table(head, np.zeros((size, 2), np.int64), rows, np.zeros(1, record))
 
@@ -95,7 +107,7 @@ def find_or_make(table: Table, key: Int, now_ns: Int) -> Int:
         return _make(table, key, now_ns)
     seen_ns = table.rows[row]["seen_ns"]
     if now_ns - seen_ns > table.head[0]["idle_ns"]:
-        copy_record(table.rows[row], table.blank[0])
+        copy_start(table.rows[row], table.blank[0], table.head[0]["state_bytes"])
         table.rows[row]["key"] = key
     if now_ns > seen_ns:
         table.rows[row]["seen_ns"] = now_ns
@@ -115,7 +127,7 @@ def _make(table: Table, key: Int, now_ns: Int) -> Int:
         place = (place + 1) & head["mask"]
     table.slots[place, KEY] = key
     table.slots[place, ROW_NUMBER] = row
-    copy_record(table.rows[row], table.blank[0])
+    copy_start(table.rows[row], table.blank[0], table.head[0]["state_bytes"])
     table.rows[row]["key"] = key
     table.rows[row]["seen_ns"] = now_ns
     head["in_use"] += 1
