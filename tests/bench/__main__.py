@@ -45,7 +45,11 @@ def print_notes(figures: list[Figure]) -> None:
         share = figure.details.get("generator_cpu_share_max")
         if share is None:
             continue
-        busy = "WAS the bottleneck" if figure.details["generator_was_bottleneck"] else "was not"
+        busy = (
+            "WAS the bottleneck"
+            if figure.details["generator_was_bottleneck"]
+            else "not the bottleneck"
+        )
         print(
             f"- {figure.name}: load by {figure.details['generator']}, at most {share:.0%} of a"
             f" core, {busy}; judged {figure.details['judged_share']:.1%},"
