@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -169,6 +170,19 @@ def _add_replay(commands: _Commands) -> None:
         default=Signal.TRACES.value,
         help="what binary files hold (default: traces)",
     )
+    parser.add_argument(
+        "--explain",
+        metavar="SPAN_ID",
+        type=_span_id,
+        help="what every detector said of this span and why, instead of the report",
+    )
+
+
+def _span_id(text: str) -> str:
+    """16 hex digits, in lower case."""
+    if not re.fullmatch("[0-9a-fA-F]{16}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a span id: 16 hex digits")
+    return text.lower()
 
 
 def _replay(arguments: argparse.Namespace) -> int:
@@ -185,6 +199,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         output_format=arguments.format,
         calls=arguments.calls,
         signal=Signal(arguments.signal),
+        explain=arguments.explain,
         stdout=sys.stdout,
     )
 

@@ -12,24 +12,26 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from otel_anomaly.detectors.finding import ACTIONS
+from otel_anomaly.entities.table import release
 from otel_anomaly.handoff import EpisodeEvent
-from otel_anomaly.judge import DETECTORS, END, RATE, START, STEPS
 from otel_anomaly.report import episode_id
+from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.state import END, START, STEPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import numpy as np
-
-    from otel_anomaly.judge import Judgement, State
     from otel_anomaly.otlp.scan import Columns
     from otel_anomaly.report import Reporter
+    from otel_anomaly.state import Judgement, State
 
 LOOKED_AT_PER_TICK = 4096
 
 Key = tuple[int, int]
-"""Detector, row of its entity."""
+"""Detector, row in the table of episodes."""
 
 
 class _Open(NamedTuple):
@@ -37,10 +39,16 @@ class _Open(NamedTuple):
 
     told: EpisodeEvent
     """The last step told."""
+    key: int
+    """Of its record: its row may be another's by now."""
     last_ns: int = 0
     """Event time of its last sign when `tick` looked; 0: it has not looked yet."""
     since_ns: int = 0
     """Arrival clock when `tick` first saw that sign."""
+
+    def is_of(self, record: np.void) -> bool:
+        """Whether a record is still that of this episode."""
+        return bool(record["key"] == self.key and record["start_ns"] == self.told.start_ns)
 
 
 class EpisodeBook:
@@ -69,7 +77,7 @@ class EpisodeBook:
             elif opened is not None:
                 # Who makes the call that escalates may be another agent of the same session.
                 event = event._replace(episode=opened.told.episode)
-            self._open[key] = _Open(event)
+            self._open[key] = _Open(event, int(step["episode"]["key"]))
             events.append(event)
         return events
 
@@ -80,13 +88,13 @@ class EpisodeBook:
             opened = self._open.pop(key)
             record = _record(state, key)
             last_ns = int(record["last_ns"])
-            if record["start_ns"] != opened.told.start_ns:
-                events.append(_ended(opened.told))  # Its entity was forgotten.
+            if not opened.is_of(record):
+                events.append(_ended(opened.told))  # More were open than are remembered.
             elif last_ns != opened.last_ns:
-                self._open[key] = _Open(opened.told, last_ns, now_ns)
+                self._open[key] = opened._replace(last_ns=last_ns, since_ns=now_ns)
             elif now_ns - opened.since_ns > self._hold_ns:
                 events.append(_ended(opened.told, record))
-                record["start_ns"] = 0
+                release(state.episodes, np.int64(key[1]))
             else:
                 self._open[key] = opened
         return events
@@ -105,13 +113,12 @@ class EpisodeBook:
     def _end(self, key: Key, record: np.void) -> Iterable[EpisodeEvent]:
         opened = self._open.pop(key, None)
         if opened is not None:
-            same = record["start_ns"] == opened.told.start_ns
-            yield _ended(opened.told, record if same else None)
+            yield _ended(opened.told, record if opened.is_of(record) else None)
 
     def _event(
         self, step: np.void, columns: Columns, judgement: Judgement, state: State
     ) -> EpisodeEvent:
-        call = self._reporter.call(columns, judgement, state.traces, int(step["row"]))
+        call = self._reporter.call(columns, judgement, state, int(step["row"]))
         finding = self._reporter.finding(judgement, int(step["finding"]), call.who)
         start_ns = int(step["episode"]["start_ns"])
         return EpisodeEvent(
@@ -140,9 +147,7 @@ class EpisodeBook:
 
 def _record(state: State, key: Key) -> np.void:
     """The kernel's record of an episode, not a copy."""
-    detector, row = key
-    table = state.sessions if detector == RATE else state.agents
-    record: np.void = table.rows[row]["episode"]
+    record: np.void = state.episodes.rows[key[1]]
     return record
 
 

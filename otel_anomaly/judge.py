@@ -6,204 +6,110 @@ One call is finished before the next begins, so a verdict never depends on how t
 into requests. Only three things come from outside: the columns of the scan, the state, and the
 arrival time, which bounds a clock that runs ahead and stands in where a span has no time.
 
-A span seen before is judged against the state as it is, and changes nothing. A span whose ids are
-not valid cannot be told from its copies and is left alone.
+Before its calls are judged, a request is looked at as a whole: its spans say who is at work in
+their traces and who is above whom, calls judged before are moved where that is news
+(`correction`), and the spans of one call are gathered into its outermost (`entities.links`).
+So the order of spans within a request makes no difference.
 
-Episodes: a finding of warn or more opens one for its detector and entity; it stays open while the
-observed value is at least `clear` times the limit, and ends when it has not been so for `hold`.
-Only the steps (start, a stronger action, end) leave the kernel, so that a session above the line
-for a minute costs one line, not a thousand.
+A span seen before is judged against the state as it is, and changes nothing; the same goes for an
+outer span of a call that was judged already. A span whose ids are not valid cannot be told from its
+copies and is left alone.
 """
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
-from otel_anomaly.detectors import rate, rate_shift
-from otel_anomaly.detectors.finding import (
-    ACTIONS,
-    ALLOW,
-    COLD,
-    JUDGED,
-    LATE,
-    NO_ENTITY,
-    PAUSE,
-    SIGN,
-    SKIP_REASONS,
-    WARN,
+from otel_anomaly.correction import (
+    entry_of,
+    find_places,
+    learn_call,
+    note_entry,
+    relearn,
+    settle_trace,
+    wait_above,
+    wake,
 )
-from otel_anomaly.entities.identity import PERSON, remember_trace, resolve
-from otel_anomaly.entities.table import (
-    OF_ROW,
-    Table,
-    borrow_table,
-    find_or_make,
-    prefetch_row,
-    prefetch_slot,
+from otel_anomaly.detectors.finding import ALLOW, OFF, PAUSE, WARN
+from otel_anomaly.detectors.past import PAST, TOOLS, home_of
+from otel_anomaly.entities.identity import note_own, remember_name, remember_trace, resolve
+from otel_anomaly.entities.links import (
+    COUNTED,
+    FOLDED,
+    FOLDED_MAX,
+    IS_TOOL,
+    KNOWN,
+    PART_FAILED,
+    SPOKEN,
+    STEPS_MAX,
+    STOPS,
+    find_link,
+    find_or_make_link,
+    outermost,
+    prefetch_link,
+    steps_to,
 )
-from otel_anomaly.kernels import Array, Int, Record, borrow, copy_record, inlined, kernel, prefetch
-from otel_anomaly.otlp.scan import BAD_ID, IS_CALL
-
-DETECTORS: Final = ("rate", "rate_shift")
-RATE, RATE_SHIFT = np.arange(len(DETECTORS))
-CLAUSES: Final = (rate.CLAUSE, rate_shift.CLAUSE)
-_DETECTORS, _ACTIONS, _REASONS = len(DETECTORS), len(ACTIONS), len(SKIP_REASONS)
-
-PLAN = np.dtype(
-    [
-        ("seed", "i8"),
-        ("scope", "i8"),  # Kind of key that `rate` adds up by.
-        ("skew_ns", "i8"),
-        ("hold_ns", "i8"),
-        ("clear", "f8"),
-    ]
+from otel_anomaly.entities.table import find, prefetch_slot
+from otel_anomaly.episode_steps import note_episodes
+from otel_anomaly.gathering import choose_plan, complete, gather
+from otel_anomaly.kernels import (
+    Array,
+    Int,
+    Record,
+    borrow,
+    copy_record,
+    inlined,
+    kernel,
+    prefetch_part,
 )
-VERDICT = np.dtype(
-    [
-        ("judged", "i1"),  # 0: no tool call, or its ids are not valid.
-        ("duplicate", "i1"),
-        ("late", "i1"),
-        ("action", "i1"),
-        ("learning", "i1"),
-        ("skipped", "i1", (_DETECTORS,)),
-        ("finding", "i4"),  # First row in the findings.
-        ("findings", "i4"),
-        ("time_ns", "i8"),
-        ("score", "f8"),
-        ("person", PERSON),
-    ],
-    align=True,
+from otel_anomaly.otlp.dialects import AGENT, ARGUMENTS, CALL_ID, RESULT, TOOL, WEAK
+from otel_anomaly.otlp.hashing import hash_two
+from otel_anomaly.otlp.scan import (
+    ABSENT,
+    BAD_ID,
+    IS_BOUNDARY,
+    IS_CALL,
+    IS_ERROR,
+    IS_LOG,
+    IS_MCP,
+    IS_PART,
 )
-FINDING = np.dtype(
-    [("row", "i4"), ("detector", "i4"), ("entity", "i4"), ("sign", SIGN)], align=True
+from otel_anomaly.scoring import (
+    DETECTORS,
+    SPEAKS_FOR_ITSELF,
+    is_late,
+    is_learning,
+    score_all,
 )
-"""`entity` is a row of the detector's own table."""
-
-EPISODE = np.dtype(
-    [
-        ("start_ns", "i8"),  # 0: none open.
-        ("last_ns", "i8"),
-        ("peak", "f4"),
-        ("score", "f4"),
-        ("count", "i4"),
-        ("action", "i4"),
-    ]
+from otel_anomaly.state import (
+    _ACTIONS,
+    _REASONS,
+    BAD_IDS,
+    CALLS,
+    CLAMPED,
+    DUPLICATES,
+    FINDINGS,
+    FOLDED_CALLS,
+    LATE_CALLS,
+    NO_TIME,
+    SESSION,
+    SKIPPED,
+    VERDICTS,
+    Plans,
+    Scratch,
+    State,
+    borrow_plans,
+    borrow_scratch,
+    borrow_state,
 )
-START, ESCALATE, END = range(3)
-STEPS: Final = ("start", "escalate", "end")
-STEP = np.dtype(
-    [
-        ("step", "i4"),
-        ("row", "i4"),  # Row of the scan that made it; at END, of the call that found it over.
-        ("detector", "i4"),
-        ("entity", "i4"),
-        ("finding", "i4"),  # -1 at END.
-        ("episode", EPISODE),
-    ],
-    align=True,
-)
-STEPS_PER_FINDING: Final = 2  # An old episode ends and a new one starts.
+from otel_anomaly.state import AGENT as AGENT_RECORD
 
-# Places in the counters.
-CALLS, DUPLICATES, LATE_CALLS, CLAMPED, NO_TIME, BAD_IDS = range(6)
-VERDICTS = 6
-FINDINGS = VERDICTS + _ACTIONS
-SKIPPED = FINDINGS + _DETECTORS * _ACTIONS
-COUNTERS: Final = SKIPPED + _DETECTORS * _REASONS
-
-SEEN = np.dtype([("mask", "i8"), ("capacity", "i8"), ("used", "i8"), ("current", "i8")])
-
-
-AGENT = np.dtype([*OF_ROW, ("episode", EPISODE), ("shift", rate_shift.STATE)], align=True)
-SESSION = np.dtype([*OF_ROW, ("episode", EPISODE), ("rate", rate.STATE)], align=True)
-"""All that is kept of one entity, in one piece: it can be handed over without the others."""
-
-
-class State(NamedTuple):
-    """All that is remembered between requests. Every array is bounded and of fixed shape."""
-
-    counters: np.ndarray
-    """int64 [COUNTERS]."""
-    watermark: np.ndarray
-    """int64 [1]: latest time judged, nanoseconds."""
-    seen: np.ndarray
-    """SEEN [1]."""
-    seen_spans: np.ndarray
-    """int64 [2, 2^n]: hashes of the last spans, in two generations."""
-    traces: Table
-    """Of TRACE."""
-    agents: Table
-    """Of AGENT."""
-    sessions: Table
-    """Of SESSION: what `rate` counts by."""
-
-
-class Plans(NamedTuple):
-    """The configuration as the kernels read it: one record each."""
-
-    judge: np.ndarray
-    rate: np.ndarray
-    rate_shift: np.ndarray
-
-
-@inlined
-def borrow_state(state: State) -> State:
-    """`borrow` for all arrays of the state."""
-    return State(
-        borrow(state.counters),
-        borrow(state.watermark),
-        borrow(state.seen),
-        borrow(state.seen_spans),
-        borrow_table(state.traces),
-        borrow_table(state.agents),
-        borrow_table(state.sessions),
-    )
-
-
-@inlined
-def borrow_plans(plans: Plans) -> Plans:
-    """`borrow` for all arrays of the configuration."""
-    return Plans(borrow(plans.judge), borrow(plans.rate), borrow(plans.rate_shift))
-
-
-class Judgement(NamedTuple):
-    """What the judge says of one request. The arrays may be views of reused ones: copy to keep."""
-
-    verdicts: np.ndarray
-    """VERDICT [rows]."""
-    findings: np.ndarray
-    """FINDING [n]."""
-    steps: np.ndarray
-    """STEP [n]."""
-
-
-@inlined
-def _remember_span(seen: Record, spans: Array, identity: Int) -> bool:
-    """Whether this span was met among the last `capacity` ones; if not, it is remembered.
-
-    Two generations of open addressing: when one is full, the older is emptied and takes over, so
-    between `capacity` and twice as many spans are known, at two look-ups and no deletions.
-    """
-    current = seen["current"]
-    place = identity & seen["mask"]
-    while spans[1 - current, place] != 0:
-        if spans[1 - current, place] == identity:
-            return True
-        place = (place + 1) & seen["mask"]
-    place = identity & seen["mask"]
-    while spans[current, place] != 0:
-        if spans[current, place] == identity:
-            return True
-        place = (place + 1) & seen["mask"]
-    spans[current, place] = identity
-    seen["used"] += 1
-    if seen["used"] >= seen["capacity"]:
-        seen["used"] = 0
-        seen["current"] = 1 - current
-        spans[1 - current, :] = 0
-    return False
+BORROWED: Final = ABSENT - STEPS_MAX - 1
+"""Order of what an outer span has from an inner one, with the steps between them added."""
+AHEAD: Final = 6
+"""Calls between asking for memory and using it: far enough to arrive, near enough to stay."""
 
 
 @inlined
@@ -230,249 +136,450 @@ def _settle_time(
     verdict["time_ns"] = time_ns
 
 
+@inlined
+def _tool_of(row: Record) -> Int:
+    """Hash of the tool's name, 0: not told."""
+    return np.int64(row["hash"][TOOL] if row["order"][TOOL] != ABSENT else 0)
+
+
+@inlined
+def _call_id_of(row: Record) -> Int:
+    """Hash of the call's id, 0: not told. MCP numbers its requests without regard to it."""
+    told = row["order"][CALL_ID] != ABSENT and row["flags"] & IS_MCP == 0
+    return np.int64(row["hash"][CALL_ID] if told else 0)
+
+
+@inlined
+def _key_of_id(row: Record, seed: Int) -> Int:
+    """Key of a call by its id: call ids are only good within a trace."""
+    return hash_two(row["trace"], row["hash"][CALL_ID], seed)
+
+
+@inlined
+def _link_span(data: Array, row: Record, number: Int, seed: Int, state: State, now_ns: Int) -> None:
+    """Note where a span stands: whose child it is, and what it is to the calls below."""
+    flags = row["flags"]
+    if flags & IS_CALL == 0 and find(state.traces, row["trace"]) == 0:
+        return  # Nobody calls tools in this trace.
+    link = state.links.spans[find_or_make_link(state.links, row["identity"])]
+    link["flags"] |= KNOWN
+    link["parent"] = row["parent"]
+    link["request"], link["row"] = state.watermark[2], number
+    if flags & IS_CALL != 0:
+        link["flags"] |= IS_TOOL
+        link["tool"], link["call_id"] = _tool_of(row), _call_id_of(row)
+        if row["order"][CALL_ID] != ABSENT:
+            key = _key_of_id(row, seed)
+            state.links.spans[find_or_make_link(state.links, key)]["flags"] |= KNOWN
+    elif flags & IS_BOUNDARY != 0:
+        link["flags"] |= STOPS
+        if row["order"][AGENT] < WEAK and row["hash"][AGENT] != 0:
+            link["agent"] = row["hash"][AGENT]
+            remember_name(state.names, data, row, now_ns)
+    if flags & IS_PART != 0 and flags & IS_ERROR != 0 and row["parent"] != 0:
+        above = find_or_make_link(state.links, row["parent"])
+        state.links.spans[above]["flags"] |= PART_FAILED
+
+
+@inlined
+def _is_linked(row: Record) -> bool:
+    """Whether a row takes part in who is above whom."""
+    return row["flags"] & (BAD_ID | IS_LOG) == 0 and row["identity"] != 0
+
+
+@inlined
+def _look_at_all(
+    data: Array, rows: Array, plans: Plans, state: State, scratch: Scratch, arrival_ns: Int
+) -> None:
+    """Take in what the spans of a request say of each other, before any of them is judged."""
+    state.watermark[2] += 1
+    seed = plans.judge[0]["seed"]
+    for number in range(rows.size):
+        row = rows[number]
+        prefetch_slot(state.traces, row["trace"])
+        prefetch_link(state.links, row["identity"])
+        if row["flags"] & IS_CALL != 0:
+            prefetch_link(state.links, row["parent"])
+            prefetch_link(state.links, _key_of_id(row, seed))
+    if arrival_ns == 0 and rows.size > 0:
+        arrival_ns = np.int64(rows[0]["end_ns"])  # A replay that has just begun.
+    for number in range(rows.size):
+        remember_trace(state.traces, data, rows[number], arrival_ns)
+    for number in range(rows.size):
+        if _is_linked(rows[number]):
+            _link_span(data, rows[number], np.int64(number), seed, state, arrival_ns)
+    for number in range(rows.size):
+        if _is_linked(rows[number]):
+            mine = find_link(state.links, rows[number]["identity"])
+            if mine >= 0 and state.links.spans[mine]["waiting"] != 0:
+                wake(rows[number]["identity"], plans, state, scratch)
+    for number in range(rows.size):
+        row = rows[number]
+        told = row["trace"] != 0 and row["flags"] & BAD_ID == 0
+        known = find(state.traces, row["trace"]) if told else np.int64(0)
+        if known != 0 and state.traces.rows[known]["changed"] != 0:
+            settle_trace(state.traces.rows[known], plans, state, scratch)
+    for number in range(rows.size):
+        row = rows[number]
+        if row["flags"] & (IS_CALL | IS_LOG) == IS_CALL and row["parent"] != 0:
+            place, _ = outermost(state.links, row["parent"], _tool_of(row), _call_id_of(row))
+            if place >= 0:
+                _give_to_outer(data, rows, row, place, state)
+
+
 @kernel
-def _note_episode(
-    episode: Record,
-    sign: Record,
-    time_ns: Int,
-    row: Int,
-    detector: Int,
-    entity: Int,
-    finding: Int,
-    plan: Record,
-    steps: Array,
-    used: Int,
-) -> Int:
-    """Open, prolong, raise or end the episode of one detector about one entity.
+def _tells_more(data: Array, row: Record, role: Int, order: Int, outer: Record) -> bool:
+    """Whether `row` is to speak in a role rather than who spoke for `outer` so far.
 
-    Returns how many rows of `steps` are in use. `finding` is -1 when there is none of warn or more.
+    The nearest speaks, of equally near ones the longest, then the smallest in bytes: not the first
+    to arrive.
     """
-    is_open = episode["start_ns"] != 0
-    if is_open and time_ns - episode["last_ns"] > plan["hold_ns"]:
-        step = steps[used]
-        step["step"], step["row"], step["detector"], step["entity"] = END, row, detector, entity
-        step["finding"] = -1
-        copy_record(step["episode"], episode)
-        used += 1
-        episode["start_ns"] = 0
-        is_open = False
-    if is_open and sign["ratio"] >= plan["clear"] and time_ns > episode["last_ns"]:
-        episode["last_ns"] = time_ns
-    if finding < 0:
-        return used
-    kind = -1
-    if not is_open:
-        kind = START
-        episode["start_ns"], episode["last_ns"] = time_ns, time_ns
-        episode["peak"], episode["score"], episode["count"] = 0.0, 0.0, 0
-        episode["action"] = ALLOW
-    elif sign["action"] > episode["action"]:
-        kind = ESCALATE
-    episode["count"] += 1
-    episode["action"] = max(episode["action"], np.int32(sign["action"]))
-    episode["peak"] = max(episode["peak"], np.float32(sign["observed"]))
-    episode["score"] = max(episode["score"], np.float32(sign["score"]))
-    if kind >= 0:
-        step = steps[used]
-        step["step"], step["row"], step["detector"], step["entity"] = kind, row, detector, entity
-        step["finding"] = finding
-        copy_record(step["episode"], episode)
-        used += 1
-    return used
+    if outer["order"][role] != order:
+        return bool(order < outer["order"][role])
+    size = row["length"][role]
+    if size != outer["length"][role]:
+        return bool(size > outer["length"][role])
+    at, there = row["at"][role], outer["at"][role]
+    for i in range(size):
+        if data[at + i] != data[there + i]:
+            return bool(data[at + i] < data[there + i])
+    return False
+
+
+@kernel
+def _give_to_outer(data: Array, rows: Array, row: Record, place: Int, state: State) -> None:
+    """What the inner span of a call tells and the outer one of the same request does not."""
+    link = state.links.spans[place]
+    if link["request"] != state.watermark[2]:
+        if row["flags"] & IS_ERROR != 0:
+            link["flags"] |= PART_FAILED
+        return
+    outer = rows[link["row"]]
+    order = BORROWED + steps_to(state.links, row["parent"], place)
+    for role in (ARGUMENTS, RESULT, TOOL, CALL_ID):
+        if row["order"][role] < BORROWED and _tells_more(data, row, role, order, outer):
+            outer["order"][role], outer["kind"][role] = order, row["kind"][role]
+            outer["at"][role], outer["length"][role] = row["at"][role], row["length"][role]
+            outer["hash"][role] = row["hash"][role]
+    if row["flags"] & IS_ERROR != 0:
+        outer["flags"] |= IS_ERROR
 
 
 @inlined
-def _row_of(table: Table, key: Int, time_ns: Int) -> Int:
-    """The row of an entity; 0 when it has no key or no room."""
-    if key == 0:
-        return np.int64(0)
-    return find_or_make(table, key, time_ns)
-
-
-@inlined
-def _keep_finding(
-    findings: Array, used: Int, row: Int, detector: Int, entity: Int, sign: Record
+def _decide(
+    plans: Plans, signs: Array, number: Int, verdict: Record, findings: Array, used: Array
 ) -> Int:
-    """Append a finding. Returns its number."""
-    finding = findings[used]
-    finding["row"], finding["detector"], finding["entity"] = row, detector, entity
-    copy_record(finding["sign"], sign)
-    return used
+    """All findings are kept, the strongest action is the verdict. Returns it, mode left aside."""
+    action, worst = ALLOW, 0.0
+    verdict["finding"] = used[0]
+    strongest = plans.judge[0]["action_max"]
+    for detector in range(len(DETECTORS)):
+        sign = signs[detector]
+        verdict["skipped"][detector] = sign["skipped"]
+        if sign["score"] > 0.0:
+            action = max(action, np.int64(sign["action"]))
+            if SPEAKS_FOR_ITSELF[detector]:
+                worst = max(worst, sign["score"])
+            sign["action"] = min(np.int64(sign["action"]), strongest)
+            finding = findings[used[0]]
+            finding["row"], finding["detector"] = number, detector
+            copy_record(finding["sign"], sign)
+            used[0] += 1
+    verdict["findings"] = used[0] - verdict["finding"]
+    verdict["action"], verdict["score"] = min(action, strongest), worst
+    verdict["learning"] = is_learning(signs)
+    verdict["late"] = is_late(signs)
+    return action
+
+
+@inlined
+def _score(limits: Record, state: State, places: Record, call: Record, signs: Array) -> None:
+    """Let every detector speak of a call."""
+    score_all(
+        call,
+        limits,
+        state.agents.rows[places["agent"]],
+        state.services.rows[places["service"]]["past"],
+        state.sessions.rows[places["rate"]],
+        state.sessions.rows[places["session"]],
+        signs,
+    )
+
+
+@inlined
+def _event_of_id(row: Record, seed: Int, state: State) -> tuple[Int, Int]:
+    """The call judged before under the same trace and call id: (its serial number, the key).
+
+    0 when there is none. A provider may number its calls anew with every turn, so two spans must
+    overlap in time and name the same tool; a log record and a span need not.
+    """
+    if row["order"][CALL_ID] == ABSENT or row["trace"] == 0:
+        return np.int64(0), np.int64(0)
+    key = _key_of_id(row, seed)
+    place = find_link(state.links, key)
+    if place < 0:
+        return np.int64(0), key
+    link = state.links.spans[place]
+    at = entry_of(state, np.int64(link["event"]))
+    if at < 0:
+        return np.int64(0), key
+    log = row["flags"] & IS_LOG != 0
+    apart = (state.journal[at]["own"]["flags"] & IS_LOG != 0) != log
+    overlaps = row["start_ns"] < link["end_ns"] and link["start_ns"] < row["end_ns"]
+    same = overlaps and _tool_of(row) == state.journal[at]["call"]["tool"]
+    return (np.int64(link["event"]) if apart or same else np.int64(0)), key
+
+
+COUNTS, COPY, PART, SPEAKS = range(4)
+"""What a row is: a call of its own; a copy of one; part of another; the outer span, or the span
+beside a log record, of a call that was judged before."""
+
+
+@inlined
+def _place_of(row: Record, plan: Record, state: State) -> tuple[Int, Int, Int, Int]:
+    """What a call's row is: (COUNTS.., the event it belongs to, ancestor to wait for, id's key)."""
+    links, identity = state.links, row["identity"]
+    mine = find_link(links, identity)
+    none = np.int64(0)
+    counted = mine >= 0 and links.spans[mine]["flags"] & COUNTED != 0
+    if counted and links.spans[mine]["end_ns"] == row["end_ns"]:
+        return np.int64(COPY), none, none, none
+    above, missing = outermost(links, row["parent"], _tool_of(row), _call_id_of(row))
+    if above >= 0 and above != mine:
+        folded = mine >= 0 and links.spans[mine]["flags"] & FOLDED != 0
+        if folded or links.spans[above]["folded"] < FOLDED_MAX:
+            links.spans[above]["folded"] += 0 if folded else 1
+            return np.int64(PART), np.int64(links.spans[above]["event"]), missing, none
+    event, key = _event_of_id(row, plan["seed"], state)
+    if mine >= 0 and not counted:
+        waited = np.int64(links.spans[mine]["event"])
+        event = waited if entry_of(state, waited) >= 0 else event
+    if event == 0:
+        told = find_link(links, key) if key != 0 else np.int64(-1)
+        log = row["flags"] & IS_LOG != 0
+        if log and told >= 0 and links.spans[told]["flags"] & KNOWN != 0:
+            return np.int64(PART), none, none, none  # A span tells of the same call.
+        return np.int64(COUNTS), none, missing, key
+    known = entry_of(state, event)
+    spoken = mine >= 0 and links.spans[mine]["flags"] & SPOKEN != 0
+    if not spoken and state.journal[known]["folded"] >= FOLDED_MAX:
+        # The id stays with the call that is full, so that all further ones count.
+        return np.int64(COUNTS), none, missing, none
+    from_log = state.journal[known]["own"]["flags"] & IS_LOG != 0
+    tells_more = row["order"][ARGUMENTS] != ABSENT
+    tells_more = tells_more and state.journal[known]["call"]["has_arguments"] == 0
+    if row["flags"] & IS_LOG != 0 and not from_log and not tells_more:
+        return np.int64(COPY), event, none, key
+    return np.int64(SPEAKS), event, missing, key
+
+
+@inlined
+def _concerns_episodes(places: Record, verdict: Record, state: State) -> bool:
+    """Whether a call may begin, prolong or end an episode: mostly not, which saves the call."""
+    masks = state.agents.rows[places["agent"]]["open"] | state.sessions.rows[places["rate"]]["open"]
+    masks |= state.sessions.rows[places["session"]]["open"]
+    return bool(verdict["action"] >= WARN or masks != 0)
 
 
 @inlined
 def _judge_call(
     number: Int,
+    ordinal: Int,
     row: Record,
     plans: Plans,
     state: State,
     received_ns: Int,
-    signs: Array,
     verdict: Record,
     findings: Array,
     steps: Array,
     used: Array,
+    scratch: Scratch,
 ) -> None:
-    """One tool call. `used`: rows in use of findings and steps."""
-    plan, counters = plans.judge[0], state.counters
-    person = verdict["person"]
-    fresh = not _remember_span(state.seen[0], state.seen_spans, row["identity"])
+    """The `ordinal`-th tool call. `used`: rows in use of findings and steps."""
+    plan, counters, person = plans.judge[0], state.counters, verdict["person"]
+    kind, event, missing, id_key = _place_of(row, plan, state)
+    if kind == PART:
+        counters[FOLDED_CALLS] += _note_part(row, event, state)
+        return
+    fresh = kind == COUNTS
     _settle_time(row, plan, state, received_ns, fresh, verdict)
     time_ns = verdict["time_ns"]
     verdict["judged"], verdict["duplicate"] = 1, 0 if fresh else 1
-    session = _row_of(state.sessions, person["rate_key"], time_ns)
-    agent = _row_of(state.agents, person["agent_key"], time_ns)
-    counts, shift = state.sessions.rows[session]["rate"], state.agents.rows[agent]["shift"]
-    # Score.
-    for detector in range(_DETECTORS):
-        signs[detector]["skipped"] = NO_ENTITY
-        signs[detector]["score"], signs[detector]["action"] = 0.0, ALLOW
-    if plans.rate[0]["enabled"] and session != 0:
-        rate.score(counts, plans.rate[0], time_ns, fresh, signs[RATE])
-    if plans.rate_shift[0]["enabled"] and agent != 0:
-        rate_shift.score(shift, plans.rate_shift[0], time_ns, fresh, signs[RATE_SHIFT])
-    # Decide: all findings are kept, the strongest action is the verdict.
-    action, worst = ALLOW, 0.0
-    verdict["finding"] = used[0]
-    for detector in range(_DETECTORS):
-        sign = signs[detector]
-        verdict["skipped"][detector] = sign["skipped"]
-        if sign["score"] > 0.0:
-            entity = session if detector == RATE else agent
-            used[0] = 1 + _keep_finding(findings, used[0], number, detector, entity, sign)
-            worst = max(worst, sign["score"])
-            action = max(action, np.int64(sign["action"]))
-    verdict["findings"] = used[0] - verdict["finding"]
-    verdict["action"], verdict["score"] = action, worst
-    verdict["learning"] = signs[RATE_SHIFT]["skipped"] == COLD
-    verdict["late"] = signs[RATE]["skipped"] == LATE or signs[RATE_SHIFT]["skipped"] == LATE
+    call, places, signs = scratch.work[0]["call"], scratch.work[0]["places"], scratch.signs
+    mine = find_link(state.links, row["identity"])
+    if mine >= 0 and state.links.spans[mine]["flags"] & PART_FAILED != 0:
+        row["flags"] |= IS_ERROR
+    gather(row, verdict, scratch.read[2 * ordinal], scratch.read[2 * ordinal + 1], plan, call)
+    if kind == SPEAKS:
+        complete(call, state.journal[entry_of(state, event)]["call"])
+        verdict["failed"] = call["failed"]
+        counters[FOLDED_CALLS] += _speak_for(row, event, person, plans, state, scratch)
+    find_places(person, time_ns, state, places)
+    call["fresh"] = 1 if fresh else 0
+    _score(plans.limits[verdict["plan"]], state, places, call, signs)
+    action = _decide(plans, signs, number, verdict, findings, used)
+    if plan["explain"] == row["identity"]:
+        for detector in range(len(DETECTORS)):
+            copy_record(signs[len(DETECTORS) + detector], signs[detector])
     if not fresh:
-        counters[DUPLICATES] += 1
+        counters[DUPLICATES] += kind == COPY
         return
-    # Learn.
-    if session != 0 and plans.rate[0]["enabled"]:
-        if signs[RATE]["skipped"] == JUDGED:
-            rate.learn(counts, time_ns)
-        used[1] = _note_episode(
-            state.sessions.rows[session]["episode"], signs[RATE], time_ns, number, RATE, session,
-            _finding_of(findings, verdict, RATE), plan, steps, used[1],
-        )  # fmt: skip
-    if agent != 0 and plans.rate_shift[0]["enabled"]:
-        if signs[RATE_SHIFT]["skipped"] != LATE:
-            rate_shift.learn(shift, time_ns, action >= PAUSE)
-        episode = state.agents.rows[agent]["episode"]
-        used[1] = _note_episode(
-            episode, signs[RATE_SHIFT], time_ns, number, RATE_SHIFT, agent,
-            _finding_of(findings, verdict, RATE_SHIFT), plan, steps, used[1],
-        )  # fmt: skip
-    _count_call(counters, plans, signs, verdict)
+    note_own(row, scratch.work[0]["own"])
+    serial = note_entry(scratch.work[0]["own"], verdict, call, _call_id_of(row), state)
+    entry = state.journal[entry_of(state, serial)]
+    entry["alarmed"] = 1 if action >= PAUSE else 0
+    learn_call(entry, places, plans, state, scratch)
+    if _concerns_episodes(places, verdict, state):
+        used[1] = note_episodes(
+            state, places, signs, findings, verdict, number, plan, steps, used[1]
+        )
+    _count_call(counters, signs, verdict)
+    _link_event(row, serial, missing, id_key, state)
+
+
+@kernel
+def _note_part(row: Record, event: Int, state: State) -> Int:
+    """A span that is part of another's call. Returns 1 when it was not known as such."""
+    place = find_or_make_link(state.links, row["identity"])
+    link = state.links.spans[place]
+    news = link["flags"] & FOLDED == 0
+    link["flags"] |= FOLDED
+    if link["event"] == 0:
+        link["event"] = event
+    return np.int64(1 if news else 0)
+
+
+@kernel
+def _speak_for(
+    row: Record, event: Int, person: Record, plans: Plans, state: State, scratch: Scratch
+) -> Int:
+    """An outer span takes the place of an inner one that was judged. Returns 1 the first time."""
+    link = state.links.spans[find_or_make_link(state.links, row["identity"])]
+    if link["flags"] & SPOKEN != 0:
+        return np.int64(0)
+    link["flags"] |= SPOKEN
+    link["event"] = event
+    entry = state.journal[entry_of(state, event)]
+    entry["folded"] += 1
+    note_own(row, entry["own"])
+    relearn(entry, scratch.work[0]["call"], person, plans, state, scratch)
+    return np.int64(1)
 
 
 @inlined
-def _finding_of(findings: Array, verdict: Record, detector: Int) -> Int:
-    """Number of the detector's finding about this call if it reached warn, else -1."""
-    for i in range(verdict["finding"], verdict["finding"] + verdict["findings"]):
-        if findings[i]["detector"] == detector and findings[i]["sign"]["action"] >= WARN:
-            return np.int64(i)
-    return np.int64(-1)
+def _link_event(row: Record, serial: Int, missing: Int, id_key: Int, state: State) -> None:
+    """Let copies and other spans of a call that was just judged find it."""
+    link = state.links.spans[find_or_make_link(state.links, row["identity"])]
+    link["flags"] |= COUNTED
+    link["event"], link["start_ns"], link["end_ns"] = serial, row["start_ns"], row["end_ns"]
+    if id_key != 0:
+        link = state.links.spans[find_or_make_link(state.links, id_key)]
+        link["event"], link["start_ns"], link["end_ns"] = serial, row["start_ns"], row["end_ns"]
+    wait_above(state.journal[entry_of(state, serial)], missing, state)
 
 
 @inlined
-def _count_call(counters: Array, plans: Plans, signs: Array, verdict: Record) -> None:
+def _count_call(counters: Array, signs: Array, verdict: Record) -> None:
     """Bring the counters up to date with one call that was new."""
     counters[CALLS] += 1
-    counters[VERDICTS + verdict["action"]] += 1
+    counters[VERDICTS + np.int64(verdict["action"])] += 1
     counters[LATE_CALLS] += verdict["late"]
-    for detector in range(_DETECTORS):
-        on = plans.rate[0]["enabled"] if detector == RATE else plans.rate_shift[0]["enabled"]
-        if on == 0:
-            continue
+    for detector in range(len(DETECTORS)):
         sign = signs[detector]
-        counters[SKIPPED + detector * _REASONS + sign["skipped"]] += 1
+        if sign["skipped"] != OFF:
+            counters[SKIPPED + detector * _REASONS + np.int64(sign["skipped"])] += 1
         if sign["action"] >= WARN:
-            counters[FINDINGS + detector * _ACTIONS + sign["action"]] += 1
+            counters[FINDINGS + detector * _ACTIONS + np.int64(sign["action"])] += 1
 
 
-AHEAD: Final = 6
-"""Calls between asking for memory and using it: far enough to arrive, near enough to stay."""
+def _starts(record: np.dtype, *names: str) -> tuple[int, ...]:
+    """Where fields of a record begin, bytes."""
+    fields = record.fields
+    assert fields is not None
+    return tuple(int(fields[name][1]) for name in names)
+
+
+_AGENT_LINES: Final = _starts(AGENT_RECORD, "key", "shift", "burst", "leak")
+_SESSION_LINES: Final = _starts(SESSION, "key", "rate", "loop")
+_FIRST_ENTRY: Final = _starts(AGENT_RECORD, "past")[0] + _starts(PAST, "entry")[0]
 
 
 @inlined
-def _resolve_all(rows: Array, plans: Plans, state: State, verdicts: Array) -> None:
-    """Who made each call, and the first look at where their records lie."""
-    plan = plans.judge[0]
-    for number in range(rows.size):
-        row, verdict = rows[number], verdicts[number]
-        verdict["judged"], verdict["findings"] = 0, 0
-        if row["flags"] & IS_CALL != 0:
-            resolve(state.traces, row, plan["scope"], plan["seed"], verdict["person"])
-            prefetch_slot(state.sessions, verdict["person"]["rate_key"])
-            prefetch_slot(state.agents, verdict["person"]["agent_key"])
-            place = row["identity"] & state.seen[0]["mask"]
-            prefetch(state.seen_spans[0], place)
-            prefetch(state.seen_spans[1], place)
+def _prefetch_entities(row: Record, person: Record, state: State) -> None:
+    """Ask for the records of a call's agent and session, where its detectors will look first."""
+    agent = find(state.agents, person["agent_key"])
+    for offset in _AGENT_LINES:
+        prefetch_part(state.agents.rows, agent, offset)
+    tool = home_of(TOOLS, row["hash"][TOOL])
+    prefetch_part(state.agents.rows, agent, _FIRST_ENTRY + 8 * tool)
+    session = find(state.sessions, person["session_key"])
+    for offset in _SESSION_LINES:
+        prefetch_part(state.sessions.rows, session, offset)
 
 
 @kernel
-def remember_all(data: Array, rows: Array, state: State) -> None:
-    """Let the spans of a request speak for their traces, and judge nothing."""
-    data, rows, state = borrow(data), borrow(rows), borrow_state(state)
-    for number in range(rows.size):
-        remember_trace(state.traces, data, rows[number], rows[number]["end_ns"])
-
-
-@kernel
-def judge(
+def look_at(
     data: Array,
     rows: Array,
     plans: Plans,
     state: State,
     received_ns: Int,
-    signs: Array,
+    verdicts: Array,
+    scratch: Scratch,
+) -> None:
+    """Before a request is judged: what its spans say of each other, who made each call, and whose
+    limits apply. Fills `person` and `plan` of the verdicts.
+    """
+    data, rows, verdicts = borrow(data), borrow(rows), borrow(verdicts)
+    plans, state, scratch = borrow_plans(plans), borrow_state(state), borrow_scratch(scratch)
+    arrival_ns = received_ns if received_ns > 0 else state.watermark[0]
+    _look_at_all(data, rows, plans, state, scratch, arrival_ns)
+    plan, own = plans.judge[0], scratch.work[0]["own"]
+    for number in range(rows.size):
+        row, verdict = rows[number], verdicts[number]
+        verdict["judged"], verdict["findings"] = 0, 0
+        if row["flags"] & IS_CALL != 0:
+            note_own(row, own)
+            resolve(state.traces, state.links, own, plan["scope"], plan["seed"], verdict["person"])
+            choose_plan(data, row, verdict, plans, state, arrival_ns)
+
+
+@kernel
+def judge(
+    rows: Array,
+    plans: Plans,
+    state: State,
+    received_ns: Int,
     verdicts: Array,
     findings: Array,
     steps: Array,
     used: Array,
+    scratch: Scratch,
 ) -> None:
     """Judge all tool calls of a request, in order. `used` (int64 [2]) counts findings and steps.
 
-    Before that, the identities that its spans bring speak for their traces: within a request the
-    order of spans makes no difference to who is meant.
+    After `look_at` and `read_calls`.
     """
-    data, rows, signs = borrow(data), borrow(rows), borrow(signs)
-    verdicts, findings, steps, used = (
-        borrow(verdicts),
-        borrow(findings),
-        borrow(steps),
-        borrow(used),
-    )
-    plans, state = borrow_plans(plans), borrow_state(state)
-    arrival_ns = received_ns if received_ns > 0 else state.watermark[0]
+    rows, verdicts = borrow(rows), borrow(verdicts)
+    findings, steps, used = borrow(findings), borrow(steps), borrow(used)
+    plans, state, scratch = borrow_plans(plans), borrow_state(state), borrow_scratch(scratch)
     used[0] = used[1] = 0
     for number in range(rows.size):
-        prefetch_slot(state.traces, rows[number]["trace"])
-    for number in range(rows.size):
-        remember_trace(state.traces, data, rows[number], arrival_ns)
-    _resolve_all(rows, plans, state, verdicts)
+        if rows[number]["flags"] & IS_CALL != 0:
+            prefetch_slot(state.sessions, verdicts[number]["person"]["rate_key"])
+            prefetch_slot(state.agents, verdicts[number]["person"]["agent_key"])
+    ordinal = np.int64(0)
     for number in range(rows.size):
         row = rows[number]
         if number + AHEAD < rows.size and rows[number + AHEAD]["flags"] & IS_CALL != 0:
-            person = verdicts[number + AHEAD]["person"]
-            prefetch_row(state.sessions, person["rate_key"])
-            prefetch_row(state.agents, person["agent_key"])
+            _prefetch_entities(rows[number + AHEAD], verdicts[number + AHEAD]["person"], state)
         if row["flags"] & IS_CALL == 0:
             continue
         if row["flags"] & BAD_ID != 0:
             state.counters[BAD_IDS] += 1
-            continue
-        _judge_call(
-            number, row, plans, state, received_ns, signs, verdicts[number], findings, steps, used
-        )
-
-
-def make_seen(capacity: int) -> tuple[np.ndarray, np.ndarray]:
-    """An empty memory of at least the last `capacity` spans."""
-    size = 1 << (2 * capacity).bit_length()
-    seen = np.zeros(1, SEEN)
-    seen["mask"], seen["capacity"] = size - 1, capacity
-    return seen, np.zeros((2, size), np.int64)
+        else:
+            _judge_call(
+                np.int64(number), ordinal, row, plans, state, received_ns, verdicts[number],
+                findings, steps, used, scratch,
+            )  # fmt: skip
+        ordinal += 1

@@ -33,6 +33,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from otel_anomaly.compilation import compiled
+
 Array: TypeAlias = np.ndarray
 """Of the dtype and shape that the kernel's docstring or the record's definition gives."""
 Record: TypeAlias = Any
@@ -43,12 +45,12 @@ Int: TypeAlias = Any
 F = TypeVar("F", bound=Callable[..., Any])
 
 _WORD = (1 << 64) - 1
-_ROOMS = {"otlp", "entities", "detectors"}
+_ROOMS = {"config", "otlp", "entities", "detectors"}
 
 
 def goes_into_kernels(source: Path) -> bool:
     """Whether a source holds kernels, or lies in a room whose constants are compiled into them."""
-    if source.parent.name in _ROOMS or source == Path(__file__):
+    if source.parent.name in _ROOMS or source.name in {"kernels.py", "compilation.py"}:
         return True
     return re.search(rb"^@(kernel|inlined)$", source.read_bytes(), re.MULTILINE) is not None
 
@@ -98,7 +100,9 @@ CACHED = _prepare_cache()
 
 def kernel(function: F) -> F:
     """Compile with numba on first call; GIL released, machine code kept on disk."""
-    return cast(F, numba.njit(cache=CACHED, nogil=True, error_model="numpy")(function))
+    if numba.config.DISABLE_JIT:
+        return function
+    return cast(F, compiled(function, cache=CACHED, inline=False))
 
 
 def inlined(function: F) -> F:
@@ -107,8 +111,9 @@ def inlined(function: F) -> F:
     An array handed to a function that is not inlined costs its whole descriptor and a reference
     count; in the scan that made two thirds of the time.
     """
-    options: dict[str, Any] = {"cache": CACHED, "nogil": True, "error_model": "numpy"}
-    return cast(F, numba.njit(forceinline=True, **options)(function))
+    if numba.config.DISABLE_JIT:
+        return function
+    return cast(F, compiled(function, cache=CACHED, inline=True))
 
 
 def cache_is_warm() -> bool:
@@ -168,6 +173,10 @@ def copy_record(target: Record, source: Record) -> None:
 
 def prefetch(array: Array, at: Int) -> None:
     """Tell the processor that element `at` of a one-dimensional array is needed soon."""
+
+
+def prefetch_part(array: Array, at: Int, offset: Int) -> None:
+    """The same for what lies `offset` bytes into a record: one line of 64 bytes."""
 
 
 def borrow(array: Array) -> Array:
@@ -287,6 +296,25 @@ def _prefetch(_context: Any, array: Any, _at: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
+@intrinsic
+def _prefetch_part(_context: Any, array: Any, _at: Any, _offset: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        values = context.make_array(signature.args[0])(context, builder, args[0])
+        byte = ir.IntType(8).as_pointer()
+        number = ir.IntType(32)
+        record = builder.bitcast(builder.gep(values.data, [args[1]]), byte)
+        call = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(ir.VoidType(), [byte, number, number, number]),
+            "llvm.prefetch.p0",
+        )
+        place = builder.gep(record, [args[2]])
+        builder.call(call, [place, number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), generate
+
+
 @overload(load8, strict=False)
 def _load8_compiled(_data: Any, _at: Any) -> Any:
     return lambda _data, _at: _load8(_data, _at)
@@ -317,6 +345,11 @@ def _copy_record_compiled(_target: Any, _source: Any) -> Any:
 @overload(copy_start, strict=False)
 def _copy_start_compiled(_target: Any, _source: Any, _count: Any) -> Any:
     return lambda _target, _source, _count: _copy_start(_target, _source, _count)
+
+
+@overload(prefetch_part, strict=False)
+def _prefetch_part_compiled(_array: Any, _at: Any, _offset: Any) -> Any:
+    return lambda _array, _at, _offset: _prefetch_part(_array, _at, _offset)
 
 
 @overload(prefetch, strict=False)

@@ -16,46 +16,58 @@ elsewhere.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from otel_anomaly.detectors import rate, rate_shift
-from otel_anomaly.detectors.finding import ACTIONS, SIGN, SKIP_REASONS
+from otel_anomaly.detectors.finding import ACTIONS, SKIP_REASONS
 from otel_anomaly.entities import identity
+from otel_anomaly.entities.links import make_links
 from otel_anomaly.entities.table import make_table, sweep
+from otel_anomaly.gathering import read_calls
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
-from otel_anomaly.judge import (
+from otel_anomaly.judge import judge, look_at
+from otel_anomaly.otlp.dialects import AGENT as AGENT_ROLE
+from otel_anomaly.otlp.dialects import SESSION as SESSION_ROLE
+from otel_anomaly.otlp.dialects import WEAK, compile_keys
+from otel_anomaly.otlp.scan import (
+    IS_CALL,
+    LOGS,
+    TRACES,
+    Columns,
+    MalformedRequest,
+    OversizedRequest,
+    scan,
+)
+from otel_anomaly.otlp.splice import splice
+from otel_anomaly.plans import make_plans
+from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.state import (
     AGENT,
     BAD_IDS,
     CALLS,
     CLAMPED,
     COUNTERS,
-    DETECTORS,
     DUPLICATES,
-    FINDING,
+    ENTRY,
+    EPISODE,
     FINDINGS,
+    FOLDED_CALLS,
+    LABEL,
     LATE_CALLS,
+    MOVED,
     NO_TIME,
-    PLAN,
+    SERVICE,
     SESSION,
     SKIPPED,
-    STEP,
-    STEPS_PER_FINDING,
-    VERDICT,
     VERDICTS,
     Judgement,
-    Plans,
     State,
-    judge,
-    make_seen,
-    remember_all,
 )
-from otel_anomaly.otlp.dialects import compile_keys
-from otel_anomaly.otlp.scan import Columns, MalformedRequest, OversizedRequest, scan
-from otel_anomaly.otlp.splice import splice
 from otel_anomaly.telemetry import TRANSPORTS, JudgeCounts, Telemetry
-from otel_anomaly.verdict import LINE_BYTES, annotation_bytes_max, encode, make_texts
+from otel_anomaly.verdict import blob_bytes, encode, make_texts, room_for
+from otel_anomaly.workspace import BODY_KEPT, ROWS_KEPT, Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,17 +76,13 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("otel_anomaly")
 
-ROWS_AT_FIRST, ROWS_KEPT = 256, 1 << 14
-"""Scratch grows with the requests; what one of more than ROWS_KEPT rows took is given back."""
+SIGNALS = {Signal.TRACES: TRACES, Signal.LOGS: LOGS}
 RECOVERY_NS = 60_000_000_000
 """Detection counts as failing for so long after a failure."""
 
-_SCOPE_KINDS = {
-    "tenant": identity.OF_TENANT,
-    "agent": identity.OF_AGENT,
-    "session": identity.OF_SESSION,
-    "user": identity.OF_USER,
-}
+FOR_EVER_NS = 1 << 62
+TRACE_IDLE_NS = 86_400_000_000_000
+"""A trace silent for a day is over: its id, used again, is another trace."""
 
 
 class Room(Protocol):
@@ -90,67 +98,27 @@ class Room(Protocol):
         """When room may be there again, seconds."""
 
 
-def make_plans(config: Config, seed: int) -> Plans:
-    """The configuration as the kernels read it."""
-    plan = np.zeros(1, PLAN)
-    plan["seed"], plan["scope"] = seed, _SCOPE_KINDS[config.detectors.rate.scope]
-    plan["skew_ns"], plan["hold_ns"] = config.policy.max_clock_skew, config.alerts.hold
-    plan["clear"] = config.alerts.clear
-    return Plans(
-        plan,
-        rate.make_plan(config.detectors.rate),
-        rate_shift.make_plan(config.detectors.rate_shift),
-    )
-
-
 def make_state(config: Config) -> State:
     """Nothing learned yet. Memory is taken up as rows are used."""
     limits = config.identity.limits
+    agent = {"idle_ns": limits.agent_idle, "keep_ns": limits.agent_keep}
+    passing = {"idle_ns": TRACE_IDLE_NS, "keep_ns": 0}
+    traces = passing | {"sample": 1, "state_bytes": identity.TRACE_STATE_BYTES}
+    session = {"idle_ns": limits.session_idle, "keep_ns": limits.session_keep}
+    lasting = {"idle_ns": FOR_EVER_NS, "keep_ns": 0}
     return State(
         np.zeros(COUNTERS, np.int64),
-        np.zeros(1, np.int64),
-        *make_seen(limits.spans),
-        make_table(
-            limits.traces,
-            identity.TRACE,
-            idle_ns=limits.agent_idle,
-            keep_ns=0,
-            sample=1,
-            state_bytes=identity.TRACE_STATE_BYTES,
-        ),
-        make_table(limits.agents, AGENT, idle_ns=limits.agent_idle, keep_ns=limits.agent_keep),
-        make_table(
-            limits.sessions, SESSION, idle_ns=limits.session_idle, keep_ns=limits.session_keep
-        ),
+        np.zeros(3, np.int64),
+        make_links(limits.spans),
+        np.zeros(limits.moves, ENTRY),
+        make_table(limits.traces, identity.TRACE, **traces),
+        make_table(limits.labels, identity.NAME, **passing),
+        make_table(limits.agents, AGENT, **agent),
+        make_table(limits.services, SERVICE, **agent),
+        make_table(limits.sessions, SESSION, **session),
+        make_table(limits.labels, LABEL, **lasting),
+        make_table(limits.episodes, EPISODE, **lasting),
     )
-
-
-class _Scratch:
-    """Arrays reused from request to request: fresh pages each time cost more than judging."""
-
-    def __init__(self) -> None:
-        self.signs = np.zeros(len(DETECTORS), SIGN)
-        self.used = np.zeros(2, np.int64)
-        self.double = np.zeros(1, np.float64)
-        self.line = np.zeros(LINE_BYTES, np.uint8)
-        self.shrink()
-
-    def shrink(self) -> None:
-        """Give back what a large request took."""
-        self._sized(ROWS_AT_FIRST, ROWS_AT_FIRST * 512)
-
-    def _sized(self, rows: int, blob_bytes: int) -> None:
-        self.verdicts = np.empty(rows, VERDICT)
-        self.findings = np.empty(rows * len(DETECTORS), FINDING)
-        self.steps = np.empty(rows * len(DETECTORS) * STEPS_PER_FINDING, STEP)
-        self.blob = np.empty(blob_bytes, np.uint8)
-        self.ends = np.empty(rows, np.int64)
-
-    def fit(self, rows: int, blob_bytes: int) -> None:
-        """Make room for a request of `rows` rows and so many bytes of attributes."""
-        if rows > self.verdicts.size or blob_bytes > self.blob.size:
-            rows = max(rows, self.verdicts.size)
-            self._sized(1 << (rows - 1).bit_length(), max(blob_bytes, self.blob.size))
 
 
 class Processor:
@@ -183,25 +151,30 @@ class Processor:
             who.weak,
             prefix=config.annotate.prefix,
             seed=seed,
+            placeholders=who.placeholders,
+            lenient=config.dialects.lenient,
         )
         self.texts = make_texts(
-            config.annotate.prefix, all_signals=config.annotate.signals == "all"
+            config.annotate.prefix,
+            all_signals=config.annotate.signals == "all",
+            agent_keys=who.agent,
         )
-        self._annotation_max = annotation_bytes_max(self.texts)
-        self._scratch = _Scratch()
+        self._scratch = Workspace()
         self.state = make_state(config)
         self._accepted = {name: telemetry.accepted_spans.labels(name) for name in TRANSPORTS}
         self._spans = 0
         self._forged = 0
         self._failed_ns: int | None = None
+        self._hold_ns = config.identity.hold
+        self._held: deque[tuple[int, Batch, Columns, int]] = deque()
         telemetry.read_judge(self.counts)
 
     def process(self, batch: Batch) -> Reply:
         """Take a batch over, or refuse it without a trace. Never raises on what a client sent."""
-        if batch.signal is not Signal.TRACES:
+        if batch.signal is Signal.METRICS:
             return self._pass_on(batch)
         try:
-            columns = scan(batch.body, self.keys)
+            columns = scan(batch.body, self.keys, SIGNALS[batch.signal])
         except MalformedRequest as error:
             return self.refuse_unread(batch, error)
         return self.process_columns(batch, columns)
@@ -216,10 +189,47 @@ class Processor:
         """`process` for a trace batch that was scanned already."""
         if not batch.body:
             return Reply(Outcome.ACCEPTED)
-        room = len(batch.body) + columns.call_count * self._annotation_max
+        room = len(batch.body) + room_for(self.texts, columns.call_count)
         outcome = self._room.reserve(room)
         if outcome is not Outcome.ACCEPTED:
-            return self._refuse(batch, outcome, columns.span_count, _REFUSALS[outcome])
+            spans = columns.span_count if batch.signal is Signal.TRACES else 0
+            return self._refuse(batch, outcome, spans, _REFUSALS[outcome])
+        if self._waits_for_identity(batch, columns):
+            self._hold_back(batch, columns, room)
+        else:
+            self._finish(batch, columns, room)
+        return Reply(Outcome.ACCEPTED)
+
+    def _waits_for_identity(self, batch: Batch, columns: Columns) -> bool:
+        """Whether a call of the request does not tell itself who made it."""
+        if self._hold_ns == 0 or batch.received_ns == 0 or columns.call_count == 0:
+            return False
+        calls = columns.rows[columns.rows["flags"] & IS_CALL != 0]
+        return bool((calls["order"][:, [AGENT_ROLE, SESSION_ROLE]] >= WEAK).any())
+
+    def _hold_back(self, batch: Batch, columns: Columns, room: int) -> None:
+        """Keep a request for `identity.hold`; what its spans say of their traces counts at once."""
+        try:
+            self._look_at(columns, batch.received_ns)
+        except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.
+            self._detection_failed(error, batch.received_ns)
+        self._held.append((batch.received_ns + self._hold_ns, batch, columns, room))
+
+    def release(self, now_ns: int) -> None:
+        """Judge and hand on the requests whose time is over."""
+        while self._held:
+            due_ns, batch, columns, room = self._held[0]
+            if batch.received_ns <= now_ns < due_ns:  # Before it came: the clock was set back.
+                return
+            self._held.popleft()
+            self._finish(batch, columns, room)
+
+    def release_all(self) -> None:
+        """The same for all that is held back: the service stops."""
+        self.release(FOR_EVER_NS)
+
+    def _finish(self, batch: Batch, columns: Columns, room: int) -> None:
+        """Judge a request for which room is reserved, and hand it on."""
         body = batch.body
         if len(columns.rows):
             try:
@@ -227,12 +237,13 @@ class Processor:
             except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.
                 self._detection_failed(error, batch.received_ns)
                 body = self._without_forged(columns)
-        self._spans += columns.span_count
-        self._room.commit(Payload(body, Signal.TRACES, columns.span_count), room)
-        self._accepted[batch.transport].inc(columns.span_count)
-        return Reply(Outcome.ACCEPTED)
+        spans = columns.span_count if batch.signal is Signal.TRACES else 1
+        self._room.commit(Payload(body, batch.signal, spans), room)
+        if batch.signal is Signal.TRACES:
+            self._spans += spans
+            self._accepted[batch.transport].inc(spans)
 
-    def remember_traces(self, body: bytes) -> None:
+    def remember_traces(self, body: bytes, signal: Signal = Signal.TRACES) -> Columns:
         """Learn who is meant in the traces of a request, and judge nothing.
 
         Raises
@@ -240,8 +251,18 @@ class Processor:
         MalformedRequest
             As `scan`.
         """
-        columns = scan(body, self.keys)
-        remember_all(columns.data, columns.rows, self.state)
+        columns = scan(body, self.keys, SIGNALS[signal])
+        self._look_at(columns, 0)
+        return columns
+
+    def explain(self, span: int) -> np.ndarray:
+        """Keep what every detector says of one span: SIGN [detectors], filled when it is judged.
+
+        `span`: the identity that the scan gives it.
+        """
+        self._plans.judge["explain"] = span
+        explained: np.ndarray = self._scratch.explained
+        return explained
 
     def annotate(self, columns: Columns, received_ns: int) -> bytes:
         """Judge all calls of a request and write the verdicts on their spans."""
@@ -254,13 +275,13 @@ class Processor:
             judgement.findings,
             scratch.double,
             scratch.line,
-            scratch.blob,
+            scratch.blob[: blob_bytes(self.texts, columns.call_count)],
             ends,
         )
         body = splice(columns, self.keys, scratch.blob, ends)
         self._forged += columns.forged_count
         self._tell(columns, judgement, received_ns)
-        if rows > ROWS_KEPT:
+        if rows > ROWS_KEPT or len(columns.body) > BODY_KEPT:
             scratch.shrink()
         return body
 
@@ -281,21 +302,45 @@ class Processor:
         except Exception:  # noqa: BLE001 - what came is better than nothing.
             return columns.body
 
-    def _judge(self, columns: Columns, received_ns: int) -> Judgement:
-        scratch, rows = self._scratch, columns.rows.size
-        scratch.fit(rows, columns.call_count * self._annotation_max)
-        verdicts = scratch.verdicts[:rows]
-        judge(
+    def _look_at(self, columns: Columns, received_ns: int) -> np.ndarray:
+        """Who made each call, and whose limits apply: VERDICT [rows], half filled."""
+        scratch, rows, calls = self._scratch, columns.rows.size, columns.call_count
+        scratch.fit(rows, calls, blob_bytes(self.texts, calls), len(columns.body))
+        verdicts: np.ndarray = scratch.verdicts[:rows]
+        look_at(
             columns.data,
             columns.rows,
             self._plans,
             self.state,
             received_ns,
-            scratch.signs,
+            verdicts,
+            scratch.judge,
+        )
+        return verdicts
+
+    def _judge(self, columns: Columns, received_ns: int) -> Judgement:
+        scratch, verdicts = self._scratch, self._look_at(columns, received_ns)
+        if columns.call_count == 0:
+            return Judgement(verdicts, scratch.findings[:0], scratch.steps[:0])
+        read_calls(
+            columns.data,
+            columns.rows,
+            verdicts,
+            self._plans.arguments,
+            scratch.read,
+            scratch.desk,
+            scratch.text,
+        )
+        judge(
+            columns.rows,
+            self._plans,
+            self.state,
+            received_ns,
             verdicts,
             scratch.findings,
             scratch.steps,
             scratch.used,
+            scratch.judge,
         )
         findings, steps = scratch.used.tolist()
         return Judgement(verdicts, scratch.findings[:findings], scratch.steps[:steps])
@@ -340,7 +385,7 @@ class Processor:
         """Free some idle rows. Changes no verdict; call it now and then."""
         if self._failed_ns is not None and now_ns - self._failed_ns > RECOVERY_NS:
             self._failed_ns = None
-        for table in (self.state.agents, self.state.sessions):
+        for table in (self.state.agents, self.state.services, self.state.sessions):
             sweep(table, now_ns, count)
 
     def counts(self) -> JudgeCounts:
@@ -372,6 +417,8 @@ def count_calls(counters: np.ndarray) -> JudgeCounts:
         ("clamped", ()): values[CLAMPED],
         ("no_time", ()): values[NO_TIME],
         ("invalid_ids", ()): values[BAD_IDS],
+        ("folded", ()): values[FOLDED_CALLS],
+        ("moved", ()): values[MOVED],
     }
     for i, action in enumerate(ACTIONS):
         counts["verdicts", (action,)] = values[VERDICTS + i]
@@ -390,8 +437,10 @@ def count_entities(state: State) -> JudgeCounts:
     counts: dict[tuple[str, tuple[str, ...]], int] = {}
     for scope, table in (
         ("agent", state.agents),
+        ("service", state.services),
         ("session", state.sessions),
         ("trace", state.traces),
+        ("episode", state.episodes),
     ):
         head = table.head[0]
         counts["entities", (scope,)] = int(head["in_use"])

@@ -16,13 +16,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from otel_anomaly import recordings
-from otel_anomaly.detectors.finding import ACTIONS
+from otel_anomaly.detectors.finding import ACTIONS, ALLOW
+from otel_anomaly.explanation import Explanation
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
-from otel_anomaly.judge import DETECTORS
 from otel_anomaly.otlp.scan import MalformedRequest
 from otel_anomaly.processor import Processor
 from otel_anomaly.recordings import RecordingError
 from otel_anomaly.report import Reporter, finding_numbers
+from otel_anomaly.scoring import DETECTORS
 from otel_anomaly.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -30,22 +31,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from otel_anomaly.config import Config
-    from otel_anomaly.judge import Judgement
     from otel_anomaly.otlp.scan import Columns
     from otel_anomaly.report import Call, Finding
+    from otel_anomaly.state import Judgement
 
 SEED: Final = 0x6F74656C
 EXIT_OK, EXIT_UNREADABLE = 0, 2
 NS: Final = 1_000_000_000
-TRACES_MIN: Final = 1 << 20
-"""Traces whose identity a replay can hold, at least."""
+TRACES_MIN, SPANS_MIN = 1 << 20, 1 << 20
+"""Traces and spans that a replay can hold, at least."""
 _YEAR_10000_S: Final = 253_402_300_800
 
 
 class Replay:
     """One replay: the processor, what it found, and where the annotated requests go."""
 
-    def __init__(self, config: Config, *, calls: bool, writer: recordings.Writer | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        calls: bool,
+        writer: recordings.Writer | None,
+        explain: str | None = None,
+    ) -> None:
         self.findings: list[dict[str, Any]] = []
         self.calls: list[dict[str, Any]] = []
         self._keep_calls = calls
@@ -53,11 +61,16 @@ class Replay:
         self._place = ""
         limits = config.identity.limits
         # A recording is finite, and `remember` wants all of its traces at once.
-        limits = limits.model_copy(update={"traces": max(limits.traces, TRACES_MIN)})
+        wanted = {
+            "traces": max(limits.traces, TRACES_MIN),
+            "spans": max(limits.spans, SPANS_MIN),
+        }
+        limits = limits.model_copy(update=wanted)
         identity = config.identity.model_copy(update={"limits": limits})
         config = config.model_copy(update={"identity": identity})
         self.processor = Processor(config, self, Telemetry(), seed=SEED, on_judged=self._on_judged)
         self._reporter = Reporter(self.processor.texts)
+        self.explanation = Explanation(explain) if explain is not None else None
 
     def reserve(self, bytes_needed: int) -> Outcome:
         """There is always room."""
@@ -76,11 +89,14 @@ class Replay:
 
     def remember(self, recorded: recordings.Recorded) -> None:
         """Learn who is meant, before anything is judged. Raises RecordingError when not OTLP."""
-        if recorded.signal is Signal.TRACES:
-            try:
-                self.processor.remember_traces(recorded.body)
-            except MalformedRequest as error:
-                raise RecordingError(f"{recorded.place}: {error}") from error
+        if recorded.signal is Signal.METRICS:
+            return
+        try:
+            columns = self.processor.remember_traces(recorded.body, recorded.signal)
+        except MalformedRequest as error:
+            raise RecordingError(f"{recorded.place}: {error}") from error
+        if self.explanation is not None:
+            self.explanation.look_for(columns, self.processor)
 
     def request(self, recorded: recordings.Recorded) -> None:
         """Judge one request. Raises RecordingError when it is not OTLP."""
@@ -92,12 +108,14 @@ class Replay:
             raise RecordingError(f"{recorded.place}: {reply.message}")
 
     def _on_judged(self, columns: Columns, judgement: Judgement) -> None:
+        if self.explanation is not None:
+            self.explanation.take(columns, judgement, self._reporter, self.processor)
         wanted = judgement.verdicts["judged"] != 0
         wanted &= judgement.verdicts["duplicate"] == 0
         if not self._keep_calls:
             wanted &= judgement.verdicts["findings"] != 0
         for row in wanted.nonzero()[0].tolist():
-            call = self._reporter.call(columns, judgement, self.processor.state.traces, row)
+            call = self._reporter.call(columns, judgement, self.processor.state, row)
             if self._keep_calls:
                 self.calls.append(_call_record(call))
             for number in finding_numbers(judgement.verdicts[row]):
@@ -117,6 +135,7 @@ class Replay:
             },
             "late": counts["late", ()],
             "duplicates": counts["duplicates", ()],
+            "folded": counts["folded", ()],
             "seconds": round(seconds, 3),
         }
 
@@ -139,9 +158,9 @@ def _call_record(call: Call) -> dict[str, Any]:
         "trace_id": call.trace_id,
         "span_id": call.span_id,
         "time": rfc3339(call.time_ns),
-        "signal": Signal.TRACES.value,
+        "signal": call.signal,
         "tool": call.tool,
-        "arguments": None,  # Not read yet: no detector needs them.
+        "arguments": call.arguments,
         **_identity(call),
         "error": call.error,
         "action": call.action,
@@ -180,18 +199,20 @@ _COLUMNS: Final = (("time", 30), ("action", 6), ("score", 5), ("entity", 28), ("
 
 def _print_table(replay: Replay, summary: dict[str, Any], stdout: TextIO) -> None:
     lines = []
-    if replay.findings:
+    # Weak signals are told by `risk`, and are in the JSON report.
+    alarms = [finding for finding in replay.findings if finding["action"] != ACTIONS[ALLOW]]
+    if alarms:
         head = "  ".join(name.ljust(width) for name, width in _COLUMNS)
         lines.append(f"{head}  reason")
-    for finding in replay.findings:
+    for finding in alarms:
         shown = finding | {"score": f"{finding['score']:.2f}"}
         cells = [_printable(shown[name], width).ljust(width) for name, width in _COLUMNS]
         lines.append("  ".join([*cells, finding["reason"]]))
     verdicts = ", ".join(f"{name} {count}" for name, count in summary["verdicts"].items())
-    found = ", ".join(f"{name} {count}" for name, count in summary["findings"].items())
+    found = ", ".join(f"{name} {count}" for name, count in summary["findings"].items() if count)
     lines.append(f"{summary['spans']} spans, {summary['tool_calls']} tool calls: {verdicts}")
     lines.append(
-        f"findings: {found}; late {summary['late']}, duplicates {summary['duplicates']};"
+        f"findings: {found or 'none'}; late {summary['late']}, duplicates {summary['duplicates']};"
         f" {summary['seconds']} s"
     )
     encoding = stdout.encoding or "utf-8"  # A terminal need not know every letter of a name.
@@ -207,7 +228,13 @@ def _refuse_overwriting(out: Path, files: Sequence[Path]) -> None:
 
 
 def _replay_files(
-    config: Config, files: Sequence[Path], *, out: Path | None, calls: bool, signal: Signal
+    config: Config,
+    files: Sequence[Path],
+    *,
+    out: Path | None,
+    calls: bool,
+    signal: Signal,
+    explain: str | None,
 ) -> Replay:
     """Replay `files` in order. Raises RecordingError."""
     with contextlib.ExitStack() as stack:
@@ -216,7 +243,7 @@ def _replay_files(
             _refuse_overwriting(out, files)
             writer = recordings.Writer(out)
             stack.callback(writer.close)
-        replay = Replay(config, calls=calls, writer=writer)
+        replay = Replay(config, calls=calls, writer=writer, explain=explain)
         for path in files:
             for recorded in recordings.read(path, signal):
                 replay.remember(recorded)
@@ -234,15 +261,21 @@ def replay_command(
     output_format: str,
     calls: bool,
     signal: Signal,
+    explain: str | None = None,
     stdout: TextIO,
 ) -> int:
-    """Replay `files` in order and print the report. Returns the exit code."""
+    """Replay `files` in order and print the report. Returns the exit code.
+
+    `explain`: id of a span, hex; what every detector said of it is printed instead.
+    """
     started = time.perf_counter()
     try:
-        replay = _replay_files(config, files, out=out, calls=calls, signal=signal)
+        replay = _replay_files(config, files, out=out, calls=calls, signal=signal, explain=explain)
     except RecordingError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_UNREADABLE
+    if replay.explanation is not None:
+        return replay.explanation.print(stdout, output_format)
     summary = replay.summary(time.perf_counter() - started)
     if output_format == "json":
         report: dict[str, Any] = {"summary": summary, "findings": replay.findings}

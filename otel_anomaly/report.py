@@ -14,12 +14,12 @@ import numpy as np
 from otel_anomaly.detectors.finding import ACTIONS
 from otel_anomaly.entities import names
 from otel_anomaly.entities.identity import OF_AGENT
-from otel_anomaly.judge import DETECTORS, RATE, Judgement
-from otel_anomaly.otlp.scan import IS_ERROR, Columns
+from otel_anomaly.otlp.scan import Columns
+from otel_anomaly.scoring import DETECTORS, LOOP, RATE
 from otel_anomaly.verdict import LINE_BYTES, put_reason
 
 if TYPE_CHECKING:
-    from otel_anomaly.entities.table import Table
+    from otel_anomaly.state import Judgement, State
 
 
 class Call(NamedTuple):
@@ -31,6 +31,9 @@ class Call(NamedTuple):
     span_id: str
     time_ns: int
     error: bool
+    arguments: str | None
+    """Fingerprint of the canonical arguments, hex; None when none are carried."""
+    signal: str
     action: str
     score: float
     types: tuple[str, ...]
@@ -50,6 +53,13 @@ class Finding(NamedTuple):
     reason: str
 
 
+SIGNALS = ("traces", "logs")
+
+
+def _hex(fingerprint: int) -> str | None:
+    return None if fingerprint == 0 else f"{fingerprint & (1 << 64) - 1:016x}"
+
+
 class Reporter:
     """Puts judgements into words, with the texts the verdicts are written from."""
 
@@ -57,7 +67,7 @@ class Reporter:
         self._texts = texts
         self._line = np.zeros(LINE_BYTES, np.uint8)
 
-    def call(self, columns: Columns, judgement: Judgement, traces: Table, row: int) -> Call:
+    def call(self, columns: Columns, judgement: Judgement, state: State, row: int) -> Call:
         """The call of a row that was judged."""
         verdict, span = judgement.verdicts[row], columns.rows[row]
         types = tuple(
@@ -66,25 +76,38 @@ class Reporter:
             if judgement.findings[i]["sign"]["action"] > 0
         )
         return Call(
-            who=names.caller(columns.data, span, verdict["person"], traces),
+            who=names.caller(columns.data, span, verdict["person"], state),
             tool=names.tool(columns.data, span),
             trace_id=names.trace_id(columns.data, span),
             span_id=names.span_id(columns.data, span),
             time_ns=int(verdict["time_ns"]),
-            error=bool(span["flags"] & IS_ERROR),
+            error=bool(verdict["failed"]),
+            arguments=_hex(int(verdict["fingerprint"])),
+            signal=SIGNALS[columns.signal],
             action=ACTIONS[verdict["action"]],
             score=float(verdict["score"]),
             types=types,
         )
+
+    def findings(self, judgement: Judgement, row: int, who: names.Caller) -> list[Finding]:
+        """All findings about the call of a row, which `who` made."""
+        numbers = finding_numbers(judgement.verdicts[row])
+        return [self.finding(judgement, number, who) for number in numbers]
 
     def finding(self, judgement: Judgement, number: int, who: names.Caller) -> Finding:
         """One finding about a call that `who` made."""
         found = judgement.findings[number]
         sign, detector = found["sign"], int(found["detector"])
         person = judgement.verdicts[found["row"]]["person"]
-        kind = int(person["rate_kind"]) if detector == RATE else int(OF_AGENT)
+        kind = int(OF_AGENT)
+        if detector == RATE:
+            kind = int(person["rate_kind"])
+        elif detector == LOOP or not person["agent_key"]:
+            kind = int(person["session_kind"])
+        verdict = judgement.verdicts[found["row"]]
+        first, count = np.int64(verdict["finding"]), np.int64(verdict["findings"])
         size = put_reason(
-            self._texts, judgement.findings, np.int64(number), np.int64(1), self._line
+            self._texts, judgement.findings, first, count, np.int64(number), self._line
         )
         return Finding(
             detector=DETECTORS[detector],

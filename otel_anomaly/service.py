@@ -32,7 +32,7 @@ from otel_anomaly.handoff import Batch, Clock, EpisodeEvent, Outcome, Reply, Sig
 from otel_anomaly.kernels import cache_is_warm, signed
 from otel_anomaly.otlp.json import decode
 from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
-from otel_anomaly.processor import Processor
+from otel_anomaly.processor import SIGNALS, Processor
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
 from otel_anomaly.receivers.listener import host_and_port
@@ -45,11 +45,15 @@ from otel_anomaly.warm import warm
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from otel_anomaly.judge import Judgement
+    from otel_anomaly.state import Judgement
 
 INLINE_BYTES_MAX: Final = 1 << 20
 """A body up to here is scanned in the loop, in about a millisecond; a larger one in a thread."""
 TICK_S: Final = 1.0
+HOLD_STEPS: Final = 4
+"""A span is held back by at most so much of `identity.hold` too long: a quarter."""
+HOLD_STEP_S_MIN: Final = 0.01
+"""Unless that is shorter than this."""
 DOOR_GRACE_S: Final = 5.0
 SINK_FLUSH_S: Final = 5.0
 EXIT_OK, EXIT_CANNOT_START = 0, 3
@@ -167,10 +171,11 @@ class Service:
         """What the doors call with each request."""
         if self._stopping:
             return Reply(Outcome.STOPPING, "the service is stopping: send again later", 1.0)
-        if batch.signal is not Signal.TRACES or len(batch.body) <= INLINE_BYTES_MAX:
+        if batch.signal is Signal.METRICS or len(batch.body) <= INLINE_BYTES_MAX:
             return self.processor.process(batch)
+        signal = SIGNALS[batch.signal]
         try:
-            columns = await asyncio.to_thread(scan, batch.body, self.processor.keys)
+            columns = await asyncio.to_thread(scan, batch.body, self.processor.keys, signal)
         except MalformedRequest as error:
             return self.processor.refuse_unread(batch, error)
         return self.processor.process_columns(batch, columns)
@@ -188,9 +193,16 @@ class Service:
                 sink.offer(events)
 
     async def _tick_forever(self) -> None:
+        hold_s = self._config.identity.hold / 1e9
+        step_s = min(TICK_S, max(hold_s / HOLD_STEPS, HOLD_STEP_S_MIN)) if hold_s else TICK_S
+        slept_s = 0.0
         while True:
-            await asyncio.sleep(TICK_S)
-            self.tick(self._clock.now_ns())
+            await asyncio.sleep(step_s)
+            self.processor.release(self._clock.now_ns())
+            slept_s += step_s
+            if slept_s >= TICK_S:
+                slept_s = 0.0
+                self.tick(self._clock.now_ns())
 
     def tick(self, now_ns: int) -> None:
         """What time alone brings: episodes end, idle rows are freed."""
@@ -242,6 +254,7 @@ class Service:
         self._stopping = True
         if self._ticker is not None:
             self._ticker.cancel()
+        self.processor.release_all()
         self._tell(self._book.end_all(self.processor.state))
         try:
             if self._exporters_run:

@@ -50,6 +50,8 @@ JUDGE_METRICS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "detector_evaluated": ("Tool calls a detector judged.", ("detector",), False),
     "detector_skipped": ("Tool calls it could not judge.", ("detector", "reason"), False),
     "duplicates": ("Tool-call spans delivered again.", (), False),
+    "folded": ("Spans and log records that are part of a call counted already.", (), False),
+    "moved": ("Calls counted anew because their agent or session became known.", (), False),
     "late": ("Tool calls too old for a detector's buckets.", (), False),
     "clamped": ("Tool calls that ended in the future, taken as ending at arrival.", (), False),
     "no_time": ("Tool calls without a time, taken as ending at arrival.", (), False),

@@ -5,6 +5,8 @@
     anomaly.mode     "learning" or "active"          always
     anomaly.types    ["rate"]                        when a detector reached warn
     anomaly.reason   "rate: 124 calls in 60 s, limit 100"
+    anomaly.identity "agent=service.name (weak), session=trace id (weak)"
+                                                     when not told by the span or its resource
     anomaly.signal.rate  0.62                        each detector's own score, not zero or all
 
 Most calls are allowed with a score of 0: their attributes are one prepared piece, copied. All
@@ -15,19 +17,39 @@ where the numbers go.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
 from otel_anomaly.detectors.finding import ACTIONS, WARN
-from otel_anomaly.judge import CLAUSES, DETECTORS
+from otel_anomaly.entities.identity import (
+    FROM_ABOVE,
+    FROM_NOBODY,
+    FROM_SPAN,
+    FROM_TRACE,
+    FROM_WEAK,
+    NAMES_OF_KINDS,
+    OF_SESSION,
+)
 from otel_anomaly.kernels import Array, Int, Record, borrow, copy, inlined, kernel
 from otel_anomaly.otlp.attributes import decimal
+from otel_anomaly.otlp.dialects import AGENT, RANKS_MAX, SESSION
 from otel_anomaly.otlp.splice import varint_size, write_varint
+from otel_anomaly.scoring import CLAUSES, DETECTORS, PARTS_OF_RISK, RISK
 
 MODES: Final = ("active", "learning")
 _PLACES: Final = {"{observed}": "\x01", "{limit}": "\x02", "{window}": "\x03", "{usual}": "\x04"}
 _COUNT: Final = len(DETECTORS)
+_PARTS: Final = np.array([DETECTORS.index(name) for name in PARTS_OF_RISK])
+_FIRST_CLAUSE: Final = np.concatenate([[0], np.cumsum([len(texts) for texts in CLAUSES])])
+_SOURCES: Final = {
+    FROM_NOBODY: "none",
+    FROM_SPAN: "span",
+    FROM_TRACE: "another span of the trace",
+    FROM_WEAK: "a weak key",
+    FROM_ABOVE: "the agent above",
+}
 
 # Numbers of the pieces.
 PLAIN = 0
@@ -36,17 +58,34 @@ MODE = ACTION + len(ACTIONS)
 SCORE = MODE + len(MODES)
 TYPES = SCORE + 1
 REASON = TYPES + 1
-SIGNAL = REASON + 1
+IDENTITY = REASON + 1
+SIGNAL = IDENTITY + 1
 NAME = SIGNAL + _COUNT
 CLAUSE = NAME + _COUNT
-PIECES = CLAUSE + _COUNT
+SOURCE = CLAUSE + int(_FIRST_CLAUSE[-1])
+KIND = SOURCE + len(_SOURCES)
+"""What stands in for a session that nobody tells, by kind of key."""
+AGENT_KEY = KIND + len(NAMES_OF_KINDS)
+"""The configured keys of an agent, by rank."""
+AGENT_IS = AGENT_KEY + RANKS_MAX
+SESSION_IS = AGENT_IS + 1
+IS_WEAK = SESSION_IS + 1
+PIECES = IS_WEAK + 1
 
-TEXT_BYTES: Final = 8192
-LINE_BYTES: Final = 4096
+TEXT_BYTES: Final = 1 << 15
+LINE_BYTES: Final = 1 << 14
 NUMBER_BYTES: Final = 24
+CALL_BYTES: Final = 1024
+LENGTHS_BYTES: Final = 32
+"""Three lengths stand in front of an attribute, and each grows by less than ten bytes."""
+KEY_BYTES_TOLD: Final = 96
+IDENTITY_BYTES_MAX: Final = 512
+CLAUSE_BYTES_MAX: Final = max(len(text) for texts in CLAUSES for text in texts) + 32
 TEXTS = np.dtype(
     [
         ("all_signals", "i8"),
+        ("full_bytes", "i8"),  # The most that a verdict takes,
+        ("short_bytes", "i8"),  # and one without reason, or without anything to tell.
         ("ends", "i8", (PIECES + 1,)),  # Piece i is text[ends[i]:ends[i + 1]].
         ("text", "u1", (TEXT_BYTES,)),
     ],
@@ -81,13 +120,14 @@ def _clause(text: str) -> bytes:
     return text.encode()
 
 
-def make_texts(prefix: str, *, all_signals: bool) -> np.ndarray:
-    """Prepare all pieces for attributes under `prefix`: TEXTS [1]."""
+def make_texts(prefix: str, *, all_signals: bool, agent_keys: Sequence[str] = ()) -> np.ndarray:
+    """Prepare all pieces for attributes under `prefix`: TEXTS [1]. `agent_keys`: by rank."""
     score = _double(f"{prefix}.score", 0.0)
     actions = [_string(f"{prefix}.action", action) for action in ACTIONS]
     modes = [_string(f"{prefix}.mode", mode) for mode in MODES]
     signals = [_double(f"{prefix}.signal.{name}", 0.0) for name in DETECTORS]
     zeros = b"".join(signals) if all_signals else b""
+    known = [key[:KEY_BYTES_TOLD].encode() for key in agent_keys]
     pieces = [
         *(actions[0] + score + mode + zeros for mode in modes),
         *actions,
@@ -95,24 +135,52 @@ def make_texts(prefix: str, *, all_signals: bool) -> np.ndarray:
         score[:-8],
         _key(f"{prefix}.types"),
         _key(f"{prefix}.reason"),
+        _key(f"{prefix}.identity"),
         *(signal[:-8] for signal in signals),
         *(name.encode() for name in DETECTORS),
-        *(_clause(clause) for clause in CLAUSES),
+        *(_clause(clause) for clauses in CLAUSES for clause in clauses),
+        *(_SOURCES[i].encode() for i in range(len(_SOURCES))),
+        *(f"{name or 'none'} (weak)".encode() for name in NAMES_OF_KINDS),
+        *known,
+        *[b"span"] * (RANKS_MAX - len(known)),
+        b"agent=",
+        b", session=",
+        b" (weak)",
     ]
+    assert len(pieces) == PIECES
     texts = np.zeros(1, TEXTS)
     texts["all_signals"] = all_signals
     texts["ends"][0] = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
     joined = np.frombuffer(b"".join(pieces), np.uint8)
     texts["text"][0, : joined.size] = joined
+    texts["full_bytes"] = annotation_bytes_max(texts)
+    longest = max(map(len, ACTIONS)) - len(ACTIONS[0])
+    texts["short_bytes"] = max(map(len, pieces[: len(MODES)])) + longest
     return texts
 
 
 def annotation_bytes_max(texts: np.ndarray) -> int:
-    """The most that is appended to one span, and what lengths in front of it may grow by."""
-    pieces = int(texts["ends"][0, -1])
-    numbers = _COUNT * (len(_PLACES) * NUMBER_BYTES + 2 + 4 + 8) + 8
+    """The most that is appended to one span."""
+    pieces = int(texts["ends"][0, KIND])
+    numbers = 2 * _COUNT * (len(_PLACES) * NUMBER_BYTES + 2 + 4 + 8) + 8
     framing = 64
-    return pieces + numbers + framing
+    # The clauses of the parts of risk may be told twice.
+    return pieces + len(_PARTS) * CLAUSE_BYTES_MAX + numbers + IDENTITY_BYTES_MAX + framing
+
+
+def blob_bytes(texts: np.ndarray, calls: int) -> int:
+    """Bytes that the attributes of so many calls take at most.
+
+    A full verdict may take several times CALL_BYTES, but hardly every one of a request does. When
+    a request's share is used up, the rest of its verdicts are told without reason and signals.
+    """
+    share = max(CALL_BYTES, int(texts["short_bytes"][0]))
+    return int(texts["full_bytes"][0]) + calls * share if calls else 0
+
+
+def room_for(texts: np.ndarray, calls: int) -> int:
+    """The same with what the lengths in front of changed messages grow by."""
+    return blob_bytes(texts, calls) + calls * LENGTHS_BYTES
 
 
 @inlined
@@ -156,9 +224,12 @@ def put_number(value: float, out: Array, at: Int) -> Int:
 
 @kernel
 def _put_clause(texts: Record, finding: Record, out: Array, at: Int) -> Int:
-    """What was observed, against which limit: the detector's clause with its numbers."""
-    piece = CLAUSE + finding["detector"]
-    sign = finding["sign"]
+    """What was observed, against which limit: the name, then the clause with its numbers."""
+    detector, sign = finding["detector"], finding["sign"]
+    at = _put(texts, NAME + detector, out, at)
+    out[at], out[at + 1] = 58, 32
+    at += 2
+    piece = CLAUSE + _FIRST_CLAUSE[detector] + sign["variant"]
     for i in range(texts["ends"][piece], texts["ends"][piece + 1]):
         byte = texts["text"][i]
         if byte == 1:
@@ -176,9 +247,38 @@ def _put_clause(texts: Record, finding: Record, out: Array, at: Int) -> Int:
 
 
 @kernel
-def put_reason(prepared: Array, findings: Array, first: Int, count: Int, line: Array) -> Int:
-    """The clauses of the findings of warn or more, joined by `; `. Returns the length."""
-    return _put_clauses(prepared[0], findings, first, count, line)
+def _put_parts_of_risk(
+    texts: Record, findings: Array, first: Int, count: Int, out: Array, at: Int
+) -> Int:
+    """What risk is made of, in brackets."""
+    told = 0
+    for i in range(first, first + count):
+        for part in _PARTS:
+            if findings[i]["detector"] == part:
+                out[at], out[at + 1] = (44, 32) if told > 0 else (32, 40)
+                at = _put_clause(texts, findings[i], out, at + 2)
+                told += 1
+    if told > 0:
+        out[at] = 41
+        at += 1
+    return at
+
+
+@kernel
+def put_reason(
+    prepared: Array, findings: Array, first: Int, count: Int, only: Int, line: Array
+) -> Int:
+    """The clauses of the findings of warn or more, joined by `; `. Returns the length.
+
+    `only`: the number of the one finding to tell, whatever its action; -1: all.
+    """
+    texts = prepared[0]
+    if only < 0:
+        return _put_clauses(texts, findings, first, count, line)
+    at = _put_clause(texts, findings[only], line, np.int64(0))
+    if findings[only]["detector"] == RISK:
+        at = _put_parts_of_risk(texts, findings, first, count, line, at)
+    return at
 
 
 @kernel
@@ -191,26 +291,48 @@ def _put_clauses(texts: Record, findings: Array, first: Int, count: Int, line: A
                 line[at], line[at + 1] = 59, 32
                 at += 2
             at = _put_clause(texts, findings[i], line, at)
+            if findings[i]["detector"] == RISK:
+                at = _put_parts_of_risk(texts, findings, first, count, line, at)
     return at
 
 
-@kernel
-def _put_reason(
-    texts: Record, findings: Array, first: Int, count: Int, line: Array, out: Array, at: Int
-) -> Int:
-    """The reason as an attribute."""
-    size = _put_clauses(texts, findings, first, count, line)
-    key = texts["ends"][REASON + 1] - texts["ends"][REASON]
+@inlined
+def _put_text(texts: Record, key: Int, line: Array, size: Int, out: Array, at: Int) -> Int:
+    """A string attribute: the key's piece, and `size` bytes of `line`."""
+    key_size = texts["ends"][key + 1] - texts["ends"][key]
     value = 1 + varint_size(size) + size
     out[at] = 0x4A
-    at = write_varint(out, at + 1, key + 1 + varint_size(value) + value)
-    at = _put(texts, REASON, out, at)
+    at = write_varint(out, at + 1, key_size + 1 + varint_size(value) + value)
+    at = _put(texts, key, out, at)
     out[at] = 0x12
     at = write_varint(out, at + 1, value)
     out[at] = 0x0A
     at = write_varint(out, at + 1, size)
     copy(out, at, line, 0, size)
     return at + size
+
+
+@inlined
+def is_told_by_span(person: Record) -> bool:
+    """Whether the span itself says which agent and which session it is of, by a strong key."""
+    return person["source"][AGENT] == FROM_SPAN and person["source"][SESSION] == FROM_SPAN
+
+
+@kernel
+def put_identity(texts: Record, person: Record, line: Array) -> Int:
+    """Which keys a call was counted under, and whether they are weak. Returns the length."""
+    source = person["source"][AGENT]
+    at = _put(texts, AGENT_IS, line, np.int64(0))
+    if source in (FROM_SPAN, FROM_WEAK):
+        at = _put(texts, AGENT_KEY + person["order"][AGENT] % RANKS_MAX, line, at)
+    else:
+        at = _put(texts, SOURCE + source, line, at)
+    if source in (FROM_WEAK, FROM_NOBODY):
+        at = _put(texts, IS_WEAK, line, at)
+    at = _put(texts, SESSION_IS, line, at)
+    if person["session_kind"] == OF_SESSION:
+        return _put(texts, SOURCE + person["source"][SESSION], line, at)
+    return _put(texts, KIND + person["session_kind"], line, at)
 
 
 @kernel
@@ -256,7 +378,11 @@ def _put_verdict(
     at = _put(texts, MODE + verdict["learning"], out, at)
     if verdict["action"] >= WARN:
         at = _put_types(texts, findings, first, count, out, at)
-        at = _put_reason(texts, findings, first, count, line, out, at)
+        size = _put_clauses(texts, findings, first, count, line)
+        at = _put_text(texts, REASON, line, size, out, at)
+    if not is_told_by_span(verdict["person"]):
+        size = put_identity(texts, verdict["person"], line)
+        at = _put_text(texts, IDENTITY, line, size, out, at)
     for detector in range(_COUNT):
         score = 0.0
         for i in range(first, first + count):
@@ -281,12 +407,20 @@ def encode(
     texts = prepared[0]
     verdicts, findings, scratch = borrow(verdicts), borrow(findings), borrow(scratch)
     line, out, ends = borrow(line), borrow(out), borrow(ends)
-    at = np.int64(0)
+    at, left = np.int64(0), np.int64(0)
+    for i in range(verdicts.size):
+        left += verdicts[i]["judged"]
+    full, short = texts["full_bytes"], texts["short_bytes"]
     for i in range(verdicts.size):
         verdict = verdicts[i]
         if verdict["judged"] != 0:
-            if verdict["findings"] == 0:
+            left -= 1
+            if verdict["findings"] == 0 and is_told_by_span(verdict["person"]):
                 at = _put(texts, PLAIN + verdict["learning"], out, at)
+            elif at + full + left * short > out.size:
+                at = _put(texts, ACTION + verdict["action"], out, at)
+                at = _put_double(texts, SCORE, verdict["score"], scratch, out, at)
+                at = _put(texts, MODE + verdict["learning"], out, at)
             else:
                 at = _put_verdict(texts, verdict, findings, scratch, line, out, at)
         ends[i] = at

@@ -9,6 +9,7 @@ from otel_anomaly.episodes import EpisodeBook
 from otel_anomaly.handoff import Batch, Outcome, Payload, Signal
 from otel_anomaly.processor import Processor
 from otel_anomaly.report import Call, Finding, Reporter, finding_numbers
+from otel_anomaly.scoring import DETECTORS
 from otel_anomaly.telemetry import Telemetry
 from tests import traffic
 
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
     from otel_anomaly.handoff import EpisodeEvent
-    from otel_anomaly.judge import Judgement
     from otel_anomaly.otlp.scan import Columns
+    from otel_anomaly.state import Judgement
 
 START_NS = traffic.START_NS
 HOLD_NS = 60 * SECOND_NS
-LOW_LIMITS = {"rate": {"warn": 3, "block": 6}, "rate_shift": {"enabled": False}}
+LOW_LIMITS: dict[str, object] = {
+    **{name: {"enabled": False} for name in DETECTORS},
+    "rate": {"warn": 3, "block": 6},
+}
 """Limits that a handful of calls reach, of the one detector that needs no past."""
 
 
@@ -85,7 +89,7 @@ class BookRig:
 
     def _on_judged(self, columns: Columns, judgement: Judgement) -> None:
         for row in (judgement.verdicts["judged"] != 0).nonzero()[0].tolist():
-            call = self.reporter.call(columns, judgement, self.processor.state.traces, row)
+            call = self.reporter.call(columns, judgement, self.processor.state, row)
             self.calls.append(call)
             self.findings += [
                 self.reporter.finding(judgement, number, call.who)

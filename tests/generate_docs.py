@@ -12,7 +12,7 @@ import json
 import re
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args, get_origin
 
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -21,6 +21,7 @@ from otel_anomaly.config.exporters import EXPORTER_MODELS
 from otel_anomaly.config.problems import section_of
 from otel_anomaly.config.quantities import DURATION_MAX_NS, SIZE_MAX_BYTES, quantity_text
 from otel_anomaly.telemetry import JUDGE_METRICS, PREFIX, Telemetry
+from tests.doc_examples import explain_example, span_example
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,12 @@ def main() -> None:
 
 def with_blocks(readme: str) -> str:
     """`readme` with its generated blocks filled in."""
-    for name, text in (("configuration", configuration_table()), ("metrics", metrics_table())):
+    for name, text in (
+        ("configuration", configuration_table()),
+        ("metrics", metrics_table()),
+        ("span", span_example()),
+        ("explain", explain_example()),
+    ):
         begin, end = f"<!-- begin generated: {name} -->", f"<!-- end generated: {name} -->"
         if readme.count(begin) != 1 or readme.count(end) != 1:
             raise ValueError(f"README.md needs {begin} and {end}, once each")
@@ -59,7 +65,7 @@ def configuration_table() -> str:
     rows = ["| key | default | what it does |", "| --- | --- | --- |"]
     for path, field, owner in all_keys():
         default = _default_cell(field, owner)
-        text = f"{field.description} {_limits(field)}".strip().replace("|", "\\|")
+        text = " ".join(f"{field.description} {_limits(field)}".split()).replace("|", "\\|")
         rows.append(f"| `{'.'.join(path)}` | {default} | {text} |")
     return "\n".join(rows) + "\n"
 
@@ -81,11 +87,19 @@ def all_keys() -> Iterator[tuple[tuple[str, ...], FieldInfo, type[Section]]]:
 
 def _keys(path, field, owner):
     section = section_of(field)
-    if section is None:
+    if section is None or is_list(field):
         yield path, field, owner
+    if section is None:
         return
+    if is_list(field):
+        path = (*path, "*")
     for key, part in section.model_fields.items():
         yield from _keys((*path, key), part, section)
+
+
+def is_list(field: FieldInfo) -> bool:
+    """Whether the field holds several values or blocks."""
+    return get_origin(field.annotation) is tuple
 
 
 def _default_cell(field: FieldInfo, owner: type[Section]) -> str:
@@ -115,7 +129,8 @@ def _scalar(field: FieldInfo, value: object, *, quote: bool) -> str:
 
 def _limits(field: FieldInfo) -> str:
     """`(At least 1, at most 64.)`, or the choices of a closed set."""
-    choices = get_args(field.annotation) if "Literal" in str(field.annotation) else ()
+    kinds = (field.annotation, *get_args(field.annotation))
+    choices = next((get_args(kind) for kind in kinds if get_origin(kind) is Literal), ())
     if choices:
         return f"({', '.join(choices)})"
     bounds = []
@@ -182,7 +197,7 @@ def _yaml_block(section: type[Section], leave_out: tuple[str, ...] = ()) -> Iter
 
 def _yaml_key(name: str, field: FieldInfo) -> Iterator[str]:
     section = section_of(field)
-    if section is not None:
+    if section is not None and not is_list(field):
         yield from _comment(field.description or section.__doc__)
         yield f"{name}:"
         yield from _indent(_yaml_block(section))
@@ -194,9 +209,19 @@ def _yaml_key(name: str, field: FieldInfo) -> Iterator[str]:
     elif isinstance(value, tuple | dict):
         yield f"{name}: {json.dumps(value)}" if not value else f"{name}:"
         yield from (f"  - {json.dumps(item)}" for item in value)
+        if section is not None:
+            yield from _example_item(section)
     else:
         text = _DIRECTORY if name == "directory" else _scalar(field, value, quote=True)
         yield f"{name}: {text}"
+
+
+def _example_item(section: type[Section]) -> Iterator[str]:
+    """The keys of a block in a list, as a comment."""
+    yield from _comment(f"Each: {section.__doc__}")
+    for key, field in section.model_fields.items():
+        yield from (f"#   {line}" for line in _comment(field.description))
+        yield f"#   {key}: {'{}' if field.is_required() else '[]'}"
 
 
 def _comment(text: str | None) -> list[str]:

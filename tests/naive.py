@@ -8,24 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import Status
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests import wire_reader
+from tests import naive_recognition, wire_reader
 from tests import wire_writer as wire
+from tests.naive_recognition import Table, Told, recognise
 from tests.traffic import Value, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from google.protobuf.message import Message
-    from opentelemetry.proto.common.v1.common_pb2 import AnyValue
-    from opentelemetry.proto.trace.v1.trace_pb2 import Span
+    from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
     from otel_anomaly.config import IdentityConfig
 
-IDENTITIES = ("tenant", "agent", "session", "user", "owner")
+IDENTITIES = naive_recognition.IDENTITIES
 WAY_TO_SPANS = (1, 2, 2)
 """Field numbers on the way down: request.resource_spans, .scope_spans, .spans."""
 
@@ -63,90 +64,69 @@ def _holds_number_zero(data: bytes, descriptor: Any) -> bool:
 
 def spans_with_place(
     message: ExportTraceServiceRequest,
-) -> Iterator[tuple[Span, Iterable[KeyValue], Iterable[KeyValue]]]:
-    """Each span in document order, with the attributes of its resource and of its scope."""
+) -> Iterator[tuple[Span, Iterable[KeyValue], InstrumentationScope]]:
+    """Each span in document order, with the attributes of its resource, and its scope."""
     for resource_spans in message.resource_spans:
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
-                yield span, resource_spans.resource.attributes, scope_spans.scope.attributes
-
-
-def by_key(pairs: Iterable[KeyValue]) -> dict[str, AnyValue]:
-    """Attributes by key. Of two with one key the last counts, whatever its type."""
-    return {pair.key: pair.value for pair in pairs}
-
-
-def text(value: AnyValue | None) -> str | None:
-    """What a value counts as in an identity: text, or nothing for empty and other types."""
-    if value is None:
-        return None
-    match value.WhichOneof("value"):
-        case "string_value":
-            return value.string_value or None
-        case "int_value":
-            return str(value.int_value)
-        case "bool_value":
-            return "true" if value.bool_value else "false"
-        case _:
-            return None
+                yield span, resource_spans.resource.attributes, scope_spans.scope
 
 
 def usable(pairs: Iterable[KeyValue]) -> dict[str, str]:
     """What attributes say in words. Of two with one key the last that says something counts."""
-    said = ((pair.key, text(pair.value)) for pair in pairs)
+    said = ((pair.key, naive_recognition.text(pair.value)) for pair in pairs)
     return {key: value for key, value in said if value is not None}
 
 
-def find(keys: Iterable[str], *places: Mapping[str, str]) -> str | None:
-    """The first key that is there: all keys in the first place, then all in the next."""
-    ordered = list(keys)
-    return next((place[key] for place in places for key in ordered if key in place), None)
+def children_with_place(
+    message: ExportTraceServiceRequest | ExportLogsServiceRequest,
+) -> Iterator[tuple[Span | LogRecord, Iterable[KeyValue], InstrumentationScope]]:
+    """Each span or log record in document order, with its resource's attributes and its scope."""
+    if isinstance(message, ExportTraceServiceRequest):
+        yield from spans_with_place(message)
+        return
+    for resource_logs in message.resource_logs:
+        for scope_logs in resource_logs.scope_logs:
+            for record in scope_logs.log_records:
+                yield record, resource_logs.resource.attributes, scope_logs.scope
 
 
-def is_tool_call(own: Mapping[str, AnyValue]) -> bool:
-    """Whether a span with these attributes is one call of one tool, by the GenAI conventions."""
-    operation, tool = own.get("gen_ai.operation.name"), own.get("gen_ai.tool.name")
-    # Google ADK adds a span for parallel calls that is not a call itself.
-    merged = tool is not None and tool.string_value == "(merged tools)"
-    return operation is not None and operation.string_value == "execute_tool" and not merged
-
-
-def tool_calls(body: bytes, identity: IdentityConfig) -> list[dict[str, Any]]:
+def tool_calls(
+    body: bytes, identity: IdentityConfig, *, logs: bool = False, lenient: bool = False
+) -> list[dict[str, Any]]:
     """Every tool call of a request, in document order.
 
     `index` counts all spans. `strong` is what span, resource and scope say without the weak keys;
     `weak` is what the weak keys say: it counts only when the trace knows nothing better.
     """
-    message = ExportTraceServiceRequest.FromString(body)
+    message = (ExportLogsServiceRequest if logs else ExportTraceServiceRequest).FromString(body)
+    table = Table(identity, placeholders=identity.placeholders, lenient=lenient)
     calls = []
-    for index, (span, resource, scope) in enumerate(spans_with_place(message)):
-        if is_tool_call(by_key(span.attributes)):
-            places = [usable(pairs) for pairs in (span.attributes, resource, scope)]
-            call = _tool_call(span, places[0])
-            calls.append({"index": index, **call, **_who(identity, places)})
+    for index, (child, resource, scope) in enumerate(children_with_place(message)):
+        told = recognise(table, child, resource, scope)
+        if told.is_call:
+            calls.append({"index": index, **_tool_call(child), **_in_words(told)})
     return calls
 
 
-def _tool_call(span: Span, own: Mapping[str, str]) -> dict[str, Any]:
-    failed = span.status.code == Status.STATUS_CODE_ERROR
+def _tool_call(child: Span | LogRecord) -> dict[str, Any]:
+    if isinstance(child, Span):
+        end_ns = child.end_time_unix_nano or child.start_time_unix_nano
+    else:
+        end_ns = child.time_unix_nano or child.observed_time_unix_nano
+    return {"trace_id": child.trace_id, "span_id": child.span_id, "end_ns": end_ns}
+
+
+def _in_words(told: Told) -> dict[str, Any]:
     return {
-        "trace_id": span.trace_id,
-        "span_id": span.span_id,
-        "end_ns": span.end_time_unix_nano or span.start_time_unix_nano,
-        "tool": own.get("gen_ai.tool.name"),
-        "error": failed or "error.type" in own,
+        "tool": told.facts["tool"],
+        "error": told.error,
+        "call_id": told.facts["call_id"],
+        "arguments": told.facts["arguments"],
+        "result": told.facts["result"],
+        "strong": told.strong,
+        "weak": told.weak,
     }
-
-
-def _who(
-    identity: IdentityConfig, places: Sequence[Mapping[str, str]]
-) -> dict[str, dict[str, str | None]]:
-    strong, weak = {}, {}
-    for name in IDENTITIES:
-        keys = getattr(identity, name)
-        strong[name] = find([key for key in keys if key not in identity.weak], *places)
-        weak[name] = find([key for key in keys if key in identity.weak], *places)
-    return {"strong": strong, "weak": weak}
 
 
 def is_forged(pair: KeyValue, prefix: str) -> bool:
@@ -155,14 +135,18 @@ def is_forged(pair: KeyValue, prefix: str) -> bool:
 
 
 def annotate(
-    body: bytes, verdicts: Mapping[int, Sequence[tuple[str, Value]]], prefix: str
-) -> ExportTraceServiceRequest:
+    body: bytes,
+    verdicts: Mapping[int, Sequence[tuple[str, Value]]],
+    prefix: str,
+    *,
+    logs: bool = False,
+) -> Any:
     """The request with forged verdicts removed from all spans and ours appended, as a message.
 
     `verdicts`: span number in document order -> attributes. Compare by equality of messages.
     """
-    message = ExportTraceServiceRequest.FromString(body)
-    for index, (span, _, _) in enumerate(spans_with_place(message)):
+    message = (ExportLogsServiceRequest if logs else ExportTraceServiceRequest).FromString(body)
+    for index, (span, _, _) in enumerate(children_with_place(message)):
         for place in reversed(range(len(span.attributes))):
             if is_forged(span.attributes[place], prefix):
                 del span.attributes[place]
@@ -170,8 +154,9 @@ def annotate(
     return message
 
 
-def splice(body: bytes, blobs: Mapping[int, bytes], prefix: str) -> bytes:
-    """`annotate` on the wire, byte for byte: `blobs` are encoded fields to append to each span.
+def splice(body: bytes, blobs: Mapping[int, bytes], prefix: str, *, logs: bool = False) -> bytes:
+    """`annotate` on the wire, byte for byte: `blobs` are encoded fields to append to each span,
+    for log records with the number that attributes have there.
 
     Only messages with a change in them get a new length; all else is copied as it came.
     """
@@ -179,7 +164,8 @@ def splice(body: bytes, blobs: Mapping[int, bytes], prefix: str) -> bytes:
 
     def copied(message: bytes, way_down: Sequence[int]) -> bytes:
         if not way_down:
-            return _spliced_span(message, blobs.get(next(count), b""), prefix)
+            blob = blobs.get(next(count), b"")
+            return _spliced_span(message, blob, prefix, 6 if logs else 9)
         parts, touched = [], False
         for field in wire_reader.fields(message):
             whole, inner = message[field.at : field.end], message[field.start : field.end]
@@ -195,12 +181,12 @@ def splice(body: bytes, blobs: Mapping[int, bytes], prefix: str) -> bytes:
     return copied(body, WAY_TO_SPANS)
 
 
-def _spliced_span(span: bytes, blob: bytes, prefix: str) -> bytes:
+def _spliced_span(span: bytes, blob: bytes, prefix: str, attributes: int) -> bytes:
     found = list(wire_reader.fields(span))
     kept = [
         span[field.at : field.end]
         for field in found
-        if (field.number, field.wire_type) != (9, wire.BYTES)
+        if (field.number, field.wire_type) != (attributes, wire.BYTES)
         or not is_forged(KeyValue.FromString(span[field.start : field.end]), prefix)
     ]
     return b"".join(kept) + blob if blob or len(kept) < len(found) else span

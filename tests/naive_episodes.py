@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 SECOND_NS = 1_000_000_000
 RANK = {"allow": 0, "warn": 1, "block": 3}
-Event = tuple[str, str, int, int, str, float, int, np.float32]
+Event = tuple[str, str, int, int, str, float, int, float]
 """Step, entity, start, time, action, observed, count, score."""
 
 
@@ -88,7 +86,7 @@ class NaiveRate:
     def _tell(self, step: str, name: str, episode: _Episode, time_ns: int, seen: float) -> None:
         self.events.append((
             step, name, episode.start_ns, time_ns,
-            episode.action, seen, episode.count, np.float32(episode.score),
+            episode.action, seen, episode.count, episode.score,
         ))  # fmt: skip
 
     def _order(self) -> list[str]:

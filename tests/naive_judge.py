@@ -1,233 +1,63 @@
-"""The slow twin of identity, `rate`, `rate_shift`, duplicates, time and episodes: dicts and loops.
+"""The slow twin of the judge: protobuf messages, dicts and loops.
 
-Nothing is bounded here: it agrees with the kernels as long as no row is evicted. Times are whole
-numbers of nanoseconds; where the kernels keep 32 bits of a number, `single` says so.
+Nothing is bounded here: it agrees with the kernels as long as nothing is evicted. The order of
+steps is the one that the judge's docstring promises: look at the request as a whole, move what is
+better known now, then one call after the other.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-import struct
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-from tests import naive
-from tests.rig import Told
+from otel_anomaly.entities.links import FOLDED_MAX
+from otel_anomaly.state import MOVED_MAX
+from tests.naive_calls import Content, Policy, call_of, complete, encoded
+from tests.naive_identity import Traces, number, rows_of
+from tests.naive_links import Link, Links
+from tests.naive_rates import ACTIONS, ALLOW, COLD, LATE, OFF, PAUSE, WARN
+from tests.naive_scoring import (
+    DETECTORS,
+    Entity,
+    Episode,
+    Learned,
+    Places,
+    learn,
+    new_entity,
+    score_all,
+    unlearn,
+)
+from tests.rig import SAID, Told
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping
+    from collections.abc import Hashable, Iterator
 
-    from opentelemetry.proto.trace.v1.trace_pb2 import Span
+    from otel_anomaly.config import Config, DetectorsConfig
+    from otel_anomaly.entities.names import Caller
+    from tests.naive_calls import Call
+    from tests.naive_identity import Key, Person, Row
+    from tests.naive_scoring import Signs
 
-    from otel_anomaly.config import Config, RateConfig, RateShiftConfig
+__all__ = ["DETECTORS", "NaiveJudge"]
 
-ALLOW, WARN, PAUSE, BLOCK = range(4)
-ACTIONS = ("allow", "warn", "pause", "block")
-JUDGED, LATE, COLD, NO_ENTITY = range(4)
-SECOND_NS = 10**9
-SPAN_NS = (SECOND_NS, 60 * SECOND_NS)
-RING = 60
-DETECTORS = ("rate", "rate_shift")
-
-
-def single(value: float) -> float:
-    """`value` as 32 bits keep it."""
-    kept: float = struct.unpack("f", struct.pack("f", value))[0]
-    return kept
+PARTS = ("novelty", "burst", "frequency", "off_hours")
+"""`risk` speaks for them."""
+COUNTS, COPY, PART, SPEAKS = "counts", "copy", "part", "speaks"
 
 
 @dataclass
-class Sign:
-    """What a detector says of a call."""
+class Event:
+    """A call that was judged, and all it takes to move it."""
 
-    score: float = 0.0
-    observed: float = 0.0
-    limit: float = 0.0
-    usual: float = 0.0
-    window_s: float = 0.0
-    ratio: float = 0.0
-    action: int = ALLOW
-    skipped: int = NO_ENTITY
-
-    def values(self) -> tuple[float, ...]:
-        return (
-            *(self.score, self.observed, self.limit, self.usual),
-            *(self.window_s, self.ratio, self.action),
-        )
-
-
-class Rate:
-    """Calls of one session by second."""
-
-    def __init__(self, config: RateConfig) -> None:
-        self.config = config
-        self.counts: dict[int, int] = defaultdict(int)
-        self.newest = 0
-
-    def score(self, time_ns: int, *, fresh: bool) -> Sign:
-        config, second = self.config, time_ns // SECOND_NS
-        window = config.window // SECOND_NS
-        self.newest = max(self.newest, second)
-        inside = (n for s, n in self.counts.items() if self.newest - window < s <= self.newest)
-        total = sum(inside) + fresh
-        sign = Sign(observed=total, window_s=window, skipped=JUDGED)
-        if second <= self.newest - window:
-            sign.skipped = LATE
-            return sign
-        limits = [(action, n) for action, n in ((WARN, config.warn), (BLOCK, config.block)) if n]
-        if not limits:
-            return sign
-        sign.limit, sign.ratio = limits[0][1], total / limits[0][1]
-        for action, limit in limits:
-            if total >= limit:
-                sign.action, sign.limit = action, limit
-        if sign.action == BLOCK:
-            sign.score = 1.0
-        elif sign.action == WARN and config.block:
-            over = total - config.warn
-            sign.score = 0.5 + 0.5 * over / (config.block - config.warn)
-        elif sign.action == WARN:
-            sign.score = 1.0 - 0.5 * config.warn / total
-        return sign
-
-    def learn(self, time_ns: int, *, alarmed: bool = False) -> None:
-        self.counts[time_ns // SECOND_NS] += 1
-
-
-class Shift:
-    """Calls of one agent by second and by minute."""
-
-    def __init__(self, config: RateShiftConfig) -> None:
-        self.config = config
-        self.floor = (config.min_calls_second, config.min_calls_minute)
-        self.first_ns: int | None = None
-        self.samples = 0
-        self.open = [0, 0]
-        self.counts: tuple[dict[int, int], ...] = (defaultdict(int), defaultdict(int))
-        self.flagged: tuple[set[int], ...] = (set(), set())
-        self.peaks: dict[int, int] = defaultdict(int)
-        self.limit: list[float | None] = [None, None]
-        self.last_limit: list[float | None] = [None, None]
-        self.usual = [0.0, 0.0]
-
-    def score(self, time_ns: int, *, fresh: bool) -> Sign:
-        if self.first_ns is None:
-            self.first_ns = time_ns
-        self._open_buckets(time_ns)
-        if time_ns // SPAN_NS[1] <= self.open[1] - RING:
-            return Sign(skipped=LATE)
-        age = time_ns // SECOND_NS - self.first_ns // SECOND_NS
-        cold = self.samples < self.config.min_samples or age < self.config.min_buckets
-        sign = Sign(skipped=COLD if cold else JUDGED)
-        for which in range(2):
-            self._judge(which, time_ns // SPAN_NS[which], sign, fresh=fresh)
-        return sign
-
-    def _open_buckets(self, time_ns: int) -> None:
-        second = self.open[0]
-        if time_ns // SECOND_NS > second and second not in self.flagged[0]:
-            # The second closes: it may be the busiest of its minute. What comes late adds nothing.
-            self.peaks[second // 60] = max(self.peaks[second // 60], self.counts[0][second])
-        for which in range(2):
-            bucket = time_ns // SPAN_NS[which]
-            if bucket <= self.open[which]:
-                continue
-            if self.limit[which] is not None:
-                self.last_limit[which] = self.limit[which]
-            self.open[which], self.limit[which] = bucket, None
-
-    def _judge(self, which: int, bucket: int, sign: Sign, *, fresh: bool) -> None:
-        if bucket != self.open[which]:
-            return
-        count = self.counts[which][bucket] + fresh
-        if count < self.floor[which]:
-            return
-        if self.limit[which] is None:
-            self.limit[which] = self._work_out(which)
-        limit = self.limit[which]
-        assert limit is not None
-        if which == 1 and self.config.ceiling:
-            limit = min(limit, self.config.ceiling)
-        sign.ratio = max(sign.ratio, count / limit)
-        score = 1.0 - limit / (2.0 * count)
-        if count >= limit and score > sign.score:
-            sign.score, sign.action = score, ACTIONS.index(self.config.action)
-            sign.observed, sign.limit, sign.usual = count, limit, self.usual[which]
-            sign.window_s = SPAN_NS[which] / SECOND_NS
-
-    def _work_out(self, which: int) -> float:
-        config, head, first = self.config, self.open[which], self.first_ns
-        assert first is not None
-        closed = range(max(first // SPAN_NS[which], head - RING + 1), head)
-        past = [self.counts[which][b] for b in closed if b not in self.flagged[which]]
-        samples = self.samples - self.counts[which][head]
-        if len(past) < config.min_buckets or samples < config.min_samples:
-            in_ring = any(b > head - RING for b in self.flagged[which])
-            last = self.last_limit[which]
-            if in_ring and last is not None:
-                return last
-            self.usual[which] = 0.0
-            return math.inf
-        median = statistics.median(past)
-        spread = statistics.median(abs(x - median) for x in past)
-        scale = max(1.4826 * spread, math.sqrt(max(median, 1.0)))
-        peaks = [n for m, n in self.peaks.items() if m > self.open[1] - RING]
-        level = sorted([*past, *(peaks if which == 0 else []), 0, 0, 0])[-3]
-        limit = max(self.floor[which], median + config.k * scale, config.ratio * level)
-        self.usual[which] = single(median)
-        return single(limit)
-
-    def learn(self, time_ns: int, *, alarmed: bool) -> None:
-        for which in range(2):
-            bucket = time_ns // SPAN_NS[which]
-            if bucket > self.open[which] - RING:
-                self.counts[which][bucket] += 1
-                if alarmed:
-                    self.flagged[which].add(bucket)
-        self.samples += not alarmed
-
-
-@dataclass
-class Episode:
-    """From the first sign of a detector about an entity to the last."""
-
-    start_ns: int
-    last_ns: int
-    peak: float = 0.0
-    score: float = 0.0
-    count: int = 0
-    action: int = ALLOW
-
-    def values(self) -> tuple[float, ...]:
-        return (self.start_ns, self.last_ns, self.peak, self.score, self.count, self.action)
-
-
-@dataclass
-class Entity:
-    """A session or an agent: its counters, its open episode, when it was seen last."""
-
-    detector: Rate | Shift
-    seen_ns: int
-    episode: Episode | None = None
-
-
-class Hint(NamedTuple):
-    """What a span says of its trace; the earliest counts."""
-
-    start_ns: int
-    value: str
-
-
-@dataclass
-class Trace:
-    """What the spans of a trace said of who is at work."""
-
-    seen_ns: int
-    hints: dict[str, Hint] = field(default_factory=dict)
+    row: Row
+    call: Call
+    person: Person
+    plan: int
+    alarmed: bool
+    call_id: str | None
+    folded: int = 0
+    taught: Learned = field(default_factory=Learned)
 
 
 @dataclass
@@ -235,138 +65,364 @@ class NaiveJudge:
     """Judges requests one call after the other."""
 
     config: Config
-    seen: set[tuple[bytes, bytes]] = field(default_factory=set)
-    traces: dict[bytes, Trace] = field(default_factory=dict)
-    sessions: dict[Hashable, Entity] = field(default_factory=dict)
-    agents: dict[Hashable, Entity] = field(default_factory=dict)
+    links: Links = field(default_factory=Links)
+    traces: Traces = field(default_factory=Traces)
+    events: dict[int, Event] = field(default_factory=dict)
+    """By serial number, from 1 on."""
+    tables: dict[str, dict[Key, Entity]] = field(
+        default_factory=lambda: {"agent": {}, "service": {}, "session": {}}
+    )
+    counts: Counter[Any] = field(default_factory=Counter)
+    callers: list[Caller] = field(default_factory=list)
+    """Who made each tool call so far."""
+    signs: Signs = field(default_factory=dict)
+    """What each detector said of the call judged last."""
     watermark: int = 0
+    requests: int = 0
 
-    def judge(self, body: bytes, received_ns: int) -> list[Told | None]:
-        """What is told of each tool call, in document order; None: its ids are not valid."""
-        identity = self.config.identity
-        message = ExportTraceServiceRequest.FromString(body)
-        for span, _, _ in naive.spans_with_place(message):
-            if valid(span.trace_id, span.span_id):
-                said = naive._who(identity, [naive.usable(span.attributes)])["strong"]
-                self._remember(span, said, received_ns or self.watermark)
-        return [self._judge(call, received_ns) for call in naive.tool_calls(body, identity)]
+    def __post_init__(self) -> None:
+        self.content, self.policy = Content(self.config), Policy(self.config)
 
-    def _judge(self, call: dict[str, Any], received_ns: int) -> Told | None:
-        ids = (call["trace_id"], call["span_id"])
-        if not valid(*ids):
-            return None
-        fresh = ids not in self.seen
-        self.seen.add(ids)
-        time_ns = self._time(call["end_ns"], received_ns)
-        who = {name: self._who(call, name) for name in naive.IDENTITIES}
-        session = self._entity(
-            self.sessions, rate_key(who, self.config.detectors.rate.scope), Rate, time_ns
-        )
-        agent_key = who["agent"] and (who["tenant"], who["agent"])
-        agent = self._entity(self.agents, agent_key, Shift, time_ns)
-        signs = [
-            entity.detector.score(time_ns, fresh=fresh) if entity else Sign()
-            for entity in (session, agent)
+    def judge(self, body: bytes, received_ns: int = 0, *, logs: bool = False) -> list[Told | None]:
+        """What is told of each tool call, in document order; None: it is not judged."""
+        rows = rows_of(body, self.config, logs=logs)
+        self.counts["spans", ()] += 0 if logs else len(rows)
+        self._look_at(rows, received_ns)
+        calls = [row for row in rows if row.is_call]
+        scope = self.config.detectors.rate.scope
+        people = [self.traces.resolve(row, self.links, scope) for row in calls]
+        self.callers += [person.who for person in people]
+        plans = [self.policy.plan(p, r.tool) for r, p in zip(calls, people, strict=True)]
+        return [
+            self._judge(row, person, plan, received_ns)
+            for row, person, plan in zip(calls, people, plans, strict=True)
         ]
-        action = max(sign.action for sign in signs)
+
+    def _look_at(self, rows: list[Row], received_ns: int) -> None:
+        """What the spans of a request say of each other."""
+        self.requests += 1
+        sound = [row for row in rows if row.is_sound and not row.is_log]
+        arrival_ns = received_ns or self.watermark or (rows[0].end_ns if rows else 0)
+        for row in rows:
+            self.traces.remember(row, arrival_ns)
+        for row in sound:
+            self._link(row)
+        for row in sound:
+            self._wake(row.identity)
+        for trace in dict.fromkeys(row.trace for row in rows if row.trace in self.traces.known):
+            assert trace is not None
+            self._settle(trace)
+        for row in sound:
+            if row.is_call:
+                self._give_to_outer(row)
+        for row in sound:
+            self._take_from_inner(row)
+
+    def _link(self, row: Row) -> None:
+        if not row.is_call and row.trace not in self.traces.known:
+            return
+        link = self.links.at(row.identity)
+        link.known, link.parent = True, row.parent
+        link.request, link.row = self.requests, row
+        if row.is_call:
+            link.is_tool, link.tool, link.call_id = True, row.tool, row.own_id
+            if row.call_id is not None:
+                self.links.at(row.call_id).known = True
+        elif row.is_boundary:
+            link.stops = True
+            link.agent = row.strong["agent"] or link.agent
+        if row.is_part and row.error and row.parent is not None:
+            self.links.at(row.parent).part_failed = True
+
+    def _wake(self, identity: Hashable) -> None:
+        """Look again at the calls that wait for a span that has come."""
+        link = self.links.get(identity)
+        if link is None:
+            return
+        waiting, link.waiting = link.waiting, []
+        for serial in reversed(waiting):
+            event = self.events[serial]
+            above, _ = self.links.outermost(event.row.parent, event.row.tool, event.call_id)
+            if above is not None and not above.counted and above.folded < FOLDED_MAX:
+                above.event = serial
+                above.folded += 1
+            if self._person(event).keys != event.person.keys and event.row.trace is not None:
+                self.traces.known[event.row.trace].changed = True
+            self._wait(serial)
+
+    def _wait(self, serial: int) -> None:
+        """Let a call wait for the first ancestor that may make a difference."""
+        event = self.events[serial]
+        row = event.row
+        _, missing = self.links.outermost(row.parent, row.tool, event.call_id)
+        if missing is None and row.strong["agent"] is None and not row.is_server:
+            missing = self.links.first_unknown(row.parent)
+        if missing is not None:
+            self.links.wait(serial, missing)
+
+    def _person(self, event: Event) -> Person:
+        scope = self.config.detectors.rate.scope
+        return self.traces.resolve(event.row, self.links, scope)
+
+    def _settle(self, trace_id: bytes) -> None:
+        """Move the calls of a trace that now says something else."""
+        trace = self.traces.known[trace_id]
+        if not trace.changed:
+            return
+        trace.changed = False
+        for serial in trace.events[-MOVED_MAX:]:
+            event = self.events[serial]
+            person = self._person(event)
+            if person.keys != event.person.keys:
+                call = {**event.call, "agent": number(person.who.agent)}
+                self._relearn(event, call, person)
+
+    def _relearn(self, event: Event, call: Call, person: Person) -> None:
+        """Take back what a call taught and teach it as it is known now."""
+        plan = self.policy.sections[event.plan]
+        unlearn(event.call, plan, event.taught, self.tables, alarmed=event.alarmed)
+        event.call, event.person = {**call, "fresh": True}, person
+        places = self._places(person, call["time_ns"])
+        signs = score_all(event.call, plan, places)
+        event.taught = learn(event.call, plan, places, person.keys, signs, alarmed=event.alarmed)
+        self.counts["moved", ()] += 1
+
+    def _give_to_outer(self, row: Row) -> None:
+        """What the inner span of a call tells and the outer one of the same request does not."""
+        outer, _ = self.links.outermost(row.parent, row.tool, row.own_id)
+        if outer is None:
+            return
+        if outer.request != self.requests:
+            outer.part_failed |= row.error
+            return
+        assert outer.row is not None
+        outer.row.error |= row.error
+        outer.row.inner.append(row)
+
+    def _take_from_inner(self, row: Row) -> None:
+        """Of what a row does not tell the nearest inner span speaks; then the longest; then the
+        smallest."""
+
+        def preference(inner: Row, role: str) -> tuple[int, int, bytes]:
+            steps = [key for key, _ in self.links.above(inner.parent)].index(row.identity)
+            _, data = encoded(inner.told[role])
+            return steps, -len(data), data
+
+        inner, row.inner = row.inner, []
+        for role in [role for role, value in row.facts.items() if value is None]:
+            tell = [other for other in inner if other.told[role] is not None]
+            if tell:
+                row.facts[role] = min(tell, key=lambda r: preference(r, role)).told[role]
+
+    def _event_of_id(self, row: Row) -> int:
+        """The call judged before under the same trace and call id; 0: none."""
+        link = self.links.get(row.call_id) if row.call_id is not None else None
+        if link is None or not link.event:
+            return 0
+        other = self.events[link.event].row
+        overlap = row.start_ns < link.end_ns and link.start_ns < row.end_ns
+        same = overlap and row.tool == other.tool
+        return link.event if same or other.is_log != row.is_log else 0
+
+    def _place_of(self, row: Row) -> tuple[str, int]:
+        """What a call's row is, and the call that it belongs to."""
+        mine = self.links.get(row.identity) or Link()
+        if mine.counted and mine.end_ns == row.end_ns:
+            return COPY, 0
+        above, _ = self.links.outermost(row.parent, row.tool, row.own_id)
+        apart = above is None or above is mine
+        if above and not apart and (mine.folded_into or above.folded < FOLDED_MAX):
+            above.folded += not mine.folded_into
+            return PART, above.event
+        event = self._event_of_id(row)
+        if mine.event and not mine.counted:
+            event = mine.event
+        if not event:
+            told = self.links.get(row.call_id) if row.call_id is not None else None
+            return (PART if row.is_log and told and told.known else COUNTS), 0
+        if not mine.spoken and self.events[event].folded >= FOLDED_MAX:
+            return COUNTS, 0
+        if row.is_log and not self.events[event].row.is_log:
+            return COPY, event
+        return SPEAKS, event
+
+    def _judge(self, row: Row, person: Person, plan: int, received_ns: int) -> Told | None:
+        if not row.is_sound:
+            self.counts["invalid_ids", ()] += 1
+            return None
+        kind, event = self._place_of(row)
+        if kind == PART:
+            self._note_part(row, event)
+            return None
+        fresh = kind == COUNTS
+        time_ns = self._time(row.end_ns, received_ns, fresh=fresh)
+        link = self.links.get(row.identity)
+        row.error |= link is not None and link.part_failed
+        call = call_of(row, person, plan, self.content, self.policy)
+        call |= {"time_ns": time_ns, "fresh": fresh}
+        if kind == SPEAKS:
+            complete(call, self.events[event].call)
+            self._speak(row, event, call, person)
+        section, places = self.policy.sections[plan], self._places(person, time_ns)
+        signs = self.signs = score_all(call, section, places)
+        action = self._decide(signs)
         steps: list[tuple[str, str, tuple[float, ...]]] = []
         if fresh:
-            if session and signs[0].skipped == JUDGED:
-                session.detector.learn(time_ns, alarmed=action >= PAUSE)
-            if agent and signs[1].skipped != LATE:
-                agent.detector.learn(time_ns, alarmed=action >= PAUSE)
-            for entity, sign, detector in zip((session, agent), signs, DETECTORS, strict=True):
-                if entity:
-                    steps += self._note(entity, sign, time_ns, detector)
-        found = [(d, s.values()) for d, s in zip(DETECTORS, signs, strict=True) if s.score > 0]
-        return Told(
-            action=action,
-            score=max(sign.score for sign in signs),
-            learning=signs[1].skipped == COLD,
-            duplicate=not fresh,
-            late=any(sign.skipped == LATE for sign in signs),
-            skipped=tuple(sign.skipped for sign in signs),
-            time_ns=time_ns,
-            findings=tuple(found),
-            steps=tuple(steps),
-        )
+            new = Event(row, call, person, plan, action >= PAUSE, row.own_id)
+            self._take_in(new, section, places)
+            steps = list(self._note_episodes(new, signs, places))
+        told = self._told(call, signs, action, steps)
+        self._count(told, kind)
+        return told
 
-    def _remember(self, span: Span, said: Mapping[str, str | None], arrival_ns: int) -> None:
-        if not any(said.values()):
-            return
-        trace = self.traces.get(span.trace_id)
-        if trace is None or arrival_ns - trace.seen_ns > self.config.identity.limits.agent_idle:
-            trace = self.traces[span.trace_id] = Trace(arrival_ns)
-        trace.seen_ns = max(trace.seen_ns, arrival_ns)
-        for name, value in said.items():
-            if value:
-                hint = Hint(span.start_time_unix_nano, value)
-                trace.hints[name] = min(trace.hints.get(name, hint), hint)
-
-    def _time(self, end_ns: int, received_ns: int) -> int:
+    def _time(self, end_ns: int, received_ns: int, *, fresh: bool) -> int:
         now_ns = received_ns or self.watermark
         ahead = received_ns and end_ns - received_ns > self.config.policy.max_clock_skew
-        time_ns = max(now_ns, 1) if end_ns == 0 or end_ns >= 1 << 63 or ahead else end_ns
+        time_ns = max(now_ns, 1) if end_ns <= 0 or ahead else end_ns
+        self.counts["no_time", ()] += fresh and end_ns == 0
+        self.counts["clamped", ()] += fresh and bool(end_ns < 0 or ahead)
         self.watermark = max(self.watermark, time_ns)
         return time_ns
 
-    def _who(self, call: dict[str, Any], name: str) -> str | None:
-        trace = self.traces.get(call["trace_id"])
-        hint = trace.hints.get(name) if trace else None
-        value: str | None = call["strong"][name]
-        return value or (hint.value if hint else None) or call["weak"][name]
+    def _note_part(self, row: Row, event: int) -> None:
+        link = self.links.at(row.identity)
+        self.counts["folded", ()] += not link.folded_into
+        link.folded_into = True
+        link.event = link.event or event
 
-    def _entity(
-        self, table: dict[Hashable, Entity], key: Hashable, kind: type, time_ns: int
-    ) -> Entity | None:
-        if not key:
+    def _speak(self, row: Row, serial: int, call: Call, person: Person) -> None:
+        """An outer span takes the place of an inner one that was judged."""
+        link = self.links.at(row.identity)
+        if link.spoken:
+            return
+        link.spoken, link.event = True, serial
+        event = self.events[serial]
+        event.folded += 1
+        event.row = row
+        self._relearn(event, call, person)
+        self.counts["folded", ()] += 1
+
+    def _places(self, person: Person, time_ns: int) -> Places:
+        limits = self.config.identity.limits
+        agent = self._entity("agent", person.agent, limits.agent_idle, time_ns)
+        service = self._entity("service", person.service, limits.agent_idle, time_ns)
+        rate = self._entity("session", person.rate, limits.session_idle, time_ns)
+        session = self._entity("session", person.session, limits.session_idle, time_ns)
+        assert rate is not None
+        assert session is not None
+        return Places(agent, service, rate, session)
+
+    def _entity(self, table: str, key: Key | None, idle_ns: int, time_ns: int) -> Entity | None:
+        if key is None:
             return None
-        limits, detectors = self.config.identity.limits, self.config.detectors
-        idle_ns = limits.session_idle if kind is Rate else limits.agent_idle
-        section = detectors.rate if kind is Rate else detectors.rate_shift
-        known = table.get(key)
-        if known is None or time_ns - known.seen_ns > idle_ns:
-            known = table[key] = Entity(kind(section), time_ns)
-        known.seen_ns = max(known.seen_ns, time_ns)
-        return known
+        entity = self.tables[table].get(key)
+        if entity is None or time_ns - entity.seen_ns > idle_ns:
+            entity = self.tables[table][key] = new_entity(self.config.detectors, time_ns)
+        entity.seen_ns = max(entity.seen_ns, time_ns)
+        return entity
+
+    def _decide(self, signs: Signs) -> int:
+        """The strongest action, before the mode caps what is told."""
+        found = [sign for sign in signs.values() if sign.score > 0]
+        action = max((sign.action for sign in found), default=ALLOW)
+        if self.config.policy.mode == "observe":
+            for sign in found:
+                sign.action = min(sign.action, WARN)
+        return action
+
+    def _take_in(self, event: Event, section: DetectorsConfig, places: Places) -> None:
+        """Learn from a new call, and let other spans of it find it."""
+        serial, row = len(self.events) + 1, event.row
+        self.events[serial] = event
+        trace = self.traces.known.get(row.trace) if row.trace is not None else None
+        if trace is not None:
+            trace.events.append(serial)
+        event.taught = learn(
+            event.call,
+            section,
+            places,
+            event.person.keys,
+            self.signs,
+            alarmed=event.alarmed,
+        )
+        for key in (row.identity, row.call_id):
+            if key is not None:
+                link = self.links.at(key)
+                link.event, link.start_ns, link.end_ns = serial, row.start_ns, row.end_ns
+        self.links.at(row.identity).counted = True
+        self._wait(serial)
+
+    def _note_episodes(
+        self, event: Event, signs: Signs, places: Places
+    ) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+        for detector, sign in signs.items():
+            entity = places.agent or places.session
+            if detector in {"rate", "loop"}:
+                entity = places.rate if detector == "rate" else places.session
+            yield from self._note(entity, sign, event.call["time_ns"], detector)
 
     def _note(
-        self, entity: Entity, sign: Sign, time_ns: int, detector: str
-    ) -> Iterable[tuple[str, str, tuple[float, ...]]]:
-        alerts, episode = self.config.alerts, entity.episode
+        self, entity: Entity, sign: Any, time_ns: int, detector: str
+    ) -> Iterator[tuple[str, str, tuple[float, ...]]]:
+        alerts, episode = self.config.alerts, entity.episodes.get(detector)
         if episode and time_ns - episode.last_ns > alerts.hold:
             yield "end", detector, episode.values()
-            episode = entity.episode = None
+            del entity.episodes[detector]
+            episode = None
         if episode and sign.ratio >= alerts.clear:
             episode.last_ns = max(episode.last_ns, time_ns)
-        if sign.action == ALLOW:
+        if sign.score == 0 or sign.action == ALLOW:
             return
         step = None if episode and sign.action <= episode.action else "escalate"
         if episode is None:
-            episode = entity.episode = Episode(time_ns, time_ns)
+            episode = entity.episodes[detector] = Episode(time_ns, time_ns)
             step = "start"
         episode.count += 1
         episode.action = max(episode.action, sign.action)
-        episode.peak = max(episode.peak, single(sign.observed))
-        episode.score = max(episode.score, single(sign.score))
+        episode.peak = max(episode.peak, sign.observed)
+        episode.score = max(episode.score, sign.score)
         if step:
             yield step, detector, episode.values()
 
+    def _told(
+        self,
+        call: Call,
+        signs: Signs,
+        action: int,
+        steps: list[tuple[str, str, tuple[float, ...]]],
+    ) -> Told:
+        observe = self.config.policy.mode == "observe"
+        found = {name: sign for name, sign in signs.items() if sign.score > 0}
+        return Told(
+            action=min(action, WARN) if observe else action,
+            score=max((s.score for n, s in found.items() if n not in PARTS), default=0.0),
+            learning=COLD in {signs["rate_shift"].skipped, signs["novelty"].skipped},
+            duplicate=not call["fresh"],
+            late=any(sign.skipped == LATE for sign in signs.values()),
+            skipped=tuple(signs[name].skipped for name in DETECTORS),
+            time_ns=call["time_ns"],
+            failed=call["failed"],
+            fingerprint=call["arguments"],
+            findings=tuple(
+                (name, tuple(getattr(found[name], part) for part in SAID))
+                for name in DETECTORS
+                if name in found
+            ),
+            steps=tuple(steps),
+        )
 
-def valid(trace_id: bytes, span_id: bytes) -> bool:
-    """Whether the ids tell a span from others: of the right length, not all zero."""
-    return len(trace_id) == 16 and len(span_id) == 8 and any(trace_id) and any(span_id)
-
-
-def rate_key(who: dict[str, str | None], scope: str) -> tuple[str | None, ...]:
-    """By what a call is added up. See the docstring of `entities.identity`."""
-    tenant, agent, session, user = (who[name] for name in ("tenant", "agent", "session", "user"))
-    if scope == "agent" and agent:
-        return ("agent", tenant, agent)
-    if scope == "session" and session:
-        return ("session", tenant, session)
-    if scope in {"session", "user"} and user:
-        return ("user", tenant, user)
-    if tenant:
-        return ("tenant", tenant, None if scope == "tenant" else agent)
-    return ("anon", agent)
+    def _count(self, told: Told, kind: str) -> None:
+        """What the judge counts of a call."""
+        counts = self.counts
+        counts["duplicates", ()] += kind == COPY
+        if kind != COUNTS:
+            return
+        counts["tool_calls", ()] += 1
+        counts["late", ()] += told.late
+        counts["verdicts", (ACTIONS[told.action],)] += 1
+        for detector, skipped in zip(DETECTORS, told.skipped, strict=True):
+            if skipped != OFF:
+                counts["skipped", detector, skipped] += 1
+        for detector, values in told.findings:
+            if action := int(values[SAID.index("action")]):
+                counts["findings", (detector, ACTIONS[action])] += 1

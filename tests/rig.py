@@ -9,16 +9,21 @@ import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from otel_anomaly.config import Config
 from otel_anomaly.detectors.finding import SECOND_NS
 from otel_anomaly.entities import names
+from otel_anomaly.entities.links import FOLDED
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
-from otel_anomaly.judge import DETECTORS, STEPS, Judgement, State
+from otel_anomaly.otlp.scan import IS_CALL
 from otel_anomaly.processor import Processor
+from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.state import STEPS, Judgement, State
 from otel_anomaly.telemetry import Telemetry
 from tests import naive
+from tests.log_traffic import log_request
 from tests.traffic import Attributes, request, tool_span
 
 if TYPE_CHECKING:
@@ -26,13 +31,30 @@ if TYPE_CHECKING:
 
     from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
     from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+    from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
     from otel_anomaly.otlp.scan import Columns
 
 SEED = 7
-ROOMY = {"agents": 256, "sessions": 256, "traces": 256, "spans": 4096}
+ROOMY = {
+    "agents": 64,
+    "services": 64,
+    "sessions": 256,
+    "traces": 256,
+    "spans": 4096,
+    "moves": 1024,
+    "episodes": 256,
+    "labels": 256,
+}
 """Enough for a test, small enough to compare byte by byte."""
+ALONE = {name: {"enabled": False} for name in DETECTORS if name not in {"rate", "rate_shift"}}
+"""All but the two that need no arguments and no tools are off."""
+
+
+SAID = ("score", "observed", "limit", "usual", "window_s", "ratio", "action", "variant")
+"""What counts of a sign that is a finding."""
+EPISODE = ("start_ns", "last_ns", "peak", "score", "count", "action")
 
 
 class Room:
@@ -70,6 +92,7 @@ class Verdict(NamedTuple):
     types: tuple[str, ...] = ()
     reason: str | None = None
     signals: tuple[tuple[str, float], ...] = ()
+    identity: str | None = None
 
 
 class Told(NamedTuple):
@@ -82,8 +105,10 @@ class Told(NamedTuple):
     late: int
     skipped: tuple[int, ...]
     time_ns: int
+    failed: int
+    fingerprint: int
     findings: tuple[tuple[str, tuple[float, ...]], ...]
-    """Detector; score, observed, limit, usual, window, ratio, action."""
+    """Detector; what it says, in the order of SAID."""
     steps: tuple[tuple[str, str, tuple[float, ...]], ...]
     """Step, detector; start, last, peak, score, count, action of the episode."""
 
@@ -98,13 +123,19 @@ class Rig:
         shift: Mapping[str, Any] | None = None,
         limits: Mapping[str, Any] | None = None,
         identity: Mapping[str, Any] | None = None,
+        detectors: Mapping[str, Any] | None = None,
         **sections: Any,
     ) -> None:
-        """`rate`, `shift`, `limits`, `identity`: keys of those sections; others by their name."""
+        """`rate`, `shift`, `limits`, `identity`: keys of those sections; others by their name.
+
+        `detectors`: sections of further detectors; `{}`: all run on their defaults. Without it
+        only `rate` and `rate_shift` run.
+        """
+        others = ALONE if detectors is None else detectors
         self.config = Config.model_validate(
             {
                 "identity": {**(identity or {}), "limits": {**ROOMY, **(limits or {})}},
-                "detectors": {"rate": rate or {}, "rate_shift": shift or {}},
+                "detectors": {"rate": rate or {}, "rate_shift": shift or {}, **others},
                 **sections,
             }
         )
@@ -134,19 +165,39 @@ class Rig:
         assert self.processor.healthy
         return [verdict for verdict in self.read() if verdict is not None] if body else []
 
+    def send_logs(
+        self, what: bytes | Iterable[LogRecord], received_ns: int = 0, resource: Attributes = ()
+    ) -> list[Verdict]:
+        """`send` for log records."""
+        body = what if isinstance(what, bytes) else log_request(what, resource=resource)
+        reply = self.offer(body, received_ns, Signal.LOGS)
+        assert reply.outcome is Outcome.ACCEPTED
+        assert self.processor.healthy
+        return [verdict for verdict in self.read() if verdict is not None] if body else []
+
     def read(self) -> list[Verdict | None]:
         """The verdict on each span of what was passed on last; None where there is none."""
         return [read_verdict(span.attributes, self.prefix) for span in self.spans_out()]
 
-    def spans_out(self) -> list[Span]:
-        """The spans of what was passed on last."""
-        message = ExportTraceServiceRequest.FromString(self.room.payloads[-1].body)
-        return [span for span, _, _ in naive.spans_with_place(message)]
+    def spans_out(self) -> list[Any]:
+        """The spans, or log records, of what was passed on last."""
+        payload = self.room.payloads[-1]
+        logs = payload.signal is Signal.LOGS
+        cls = ExportLogsServiceRequest if logs else ExportTraceServiceRequest
+        message = cls.FromString(payload.body)
+        return [child for child, _, _ in naive.children_with_place(message)]
 
     def sign(self, detector: str) -> dict[str, float]:
         """What a detector says of the call judged last, also when that is nothing."""
-        sign = self.processor._scratch.signs[DETECTORS.index(detector)]
-        return {name: sign[name].item() for name in sign.dtype.names}
+        return self.signs()[detector]
+
+    def signs(self) -> dict[str, dict[str, float]]:
+        """The same of all detectors."""
+        signs = self.processor._scratch.signs
+        return {
+            detector: {name: sign[name].item() for name in sign.dtype.names}
+            for detector, sign in zip(DETECTORS, signs, strict=True)
+        }
 
     def counts(self, name: str, *labels: str) -> int:
         return self.processor.counts()[name, labels]
@@ -156,9 +207,15 @@ class Rig:
         return [step[:2] for told in self.told if told is not None for step in told.steps]
 
     def digest(self, *, counters: bool = True) -> str:
-        """One word for the whole state, to the bit."""
-        digest = hashlib.sha256()
-        for array in arrays_of(self.state._replace(counters=np.empty(0))):
+        """One word for the whole state, to the bit; but for what means nothing beyond a request:
+        its number, and which spans of it came before the one that they are part of."""
+        state, digest = self.state, hashlib.sha256()
+        spans = state.links.spans.copy()
+        spans["request"] = spans["row"] = 0
+        spans["event"][spans["flags"] & FOLDED != 0] = 0
+        links = state.links._replace(spans=spans)
+        lasting = state._replace(counters=np.empty(0), watermark=state.watermark[:2], links=links)
+        for array in arrays_of(lasting):
             digest.update(array.tobytes())
         if counters:
             digest.update(self.state.counters.tobytes())
@@ -167,11 +224,11 @@ class Rig:
     def _record(self, columns: Columns, judgement: Judgement) -> None:
         for number, row in enumerate(columns.rows):
             verdict = judgement.verdicts[number]
-            if not row["flags"] & 1:
+            if not row["flags"] & IS_CALL:
                 continue
             self.told.append(told(judgement, number) if verdict["judged"] else None)
             person = verdict["person"]
-            self.callers.append(names.caller(columns.data, row, person, self.state.traces))
+            self.callers.append(names.caller(columns.data, row, person, self.state))
 
 
 def arrays_of(state: Sequence[Any]) -> Iterator[np.ndarray]:
@@ -190,13 +247,10 @@ def told(judgement: Judgement, number: int) -> Told:
     findings = []
     for finding in judgement.findings[first : first + count]:
         assert finding["row"] == number
-        values = (
-            finding["sign"][name].item()
-            for name in ("score", "observed", "limit", "usual", "window_s", "ratio", "action")
-        )
+        values = (finding["sign"][name].item() for name in SAID)
         findings.append((DETECTORS[finding["detector"]], tuple(values)))
     steps = [
-        (STEPS[step["step"]], DETECTORS[step["detector"]], tuple(step["episode"].item()))
+        (STEPS[step["step"]], DETECTORS[step["detector"]], episode_of(step))
         for step in judgement.steps
         if step["row"] == number
     ]
@@ -208,9 +262,16 @@ def told(judgement: Judgement, number: int) -> Told:
         late=verdict["late"].item(),
         skipped=tuple(verdict["skipped"].tolist()),
         time_ns=verdict["time_ns"].item(),
+        failed=verdict["failed"].item(),
+        fingerprint=verdict["fingerprint"].item(),
         findings=tuple(findings),
         steps=tuple(steps),
     )
+
+
+def episode_of(step: np.void) -> tuple[float, ...]:
+    """What a step says of its episode, in the order of EPISODE."""
+    return tuple(step["episode"][name].item() for name in EPISODE)
 
 
 def read_verdict(
@@ -225,8 +286,9 @@ def read_verdict(
     assert list(attributes[-len(ours) :]) == ours, "behind everything that came"
     found: dict[str, AnyValue] = {key: pair.value for key, pair in zip(keys, ours, strict=True)}
     told = ["types", "reason"] if "types" in found else []
+    identity = ["identity"] if "identity" in found else []
     signals = [key for key in keys if key.startswith("signal.")]
-    assert keys == ["action", "score", "mode", *told, *signals]
+    assert keys == ["action", "score", "mode", *told, *identity, *signals]
     for key, value in found.items():
         kinds = {"score": "double_value", "types": "array_value"}
         kind = "double_value" if key.startswith("signal.") else kinds.get(key, "string_value")
@@ -238,6 +300,7 @@ def read_verdict(
         tuple(item.string_value for item in found["types"].array_value.values) if told else (),
         found["reason"].string_value if told else None,
         tuple((key.removeprefix("signal."), found[key].double_value) for key in signals),
+        found["identity"].string_value if "identity" in found else None,
     )
 
 

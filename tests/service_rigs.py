@@ -19,6 +19,7 @@ from otel_anomaly.service import Service
 from otel_anomaly.telemetry import PREFIX
 from tests.book_rigs import LOW_LIMITS
 from tests.door_rigs import NOW_NS, PROTOBUF, StandingClock
+from tests.log_traffic import log_request, tool_record
 from tests.traffic import Agent, request
 
 if TYPE_CHECKING:
@@ -92,13 +93,19 @@ class Place(NamedTuple):
 
     def actions(self) -> list[str]:
         """The action on each span in spans.jsonl; empty for one that was not judged."""
-        text = (self.folder / "spans.jsonl").read_text()
+        return self._actions("spans.jsonl", "resourceSpans", "scopeSpans", "spans")
+
+    def logged_actions(self) -> list[str]:
+        """The same for each log record in logs.jsonl."""
+        return self._actions("logs.jsonl", "resourceLogs", "scopeLogs", "logRecords")
+
+    def _actions(self, file: str, resources: str, scopes: str, children: str) -> list[str]:
         return [
-            _action(span)
-            for line in text.splitlines()
-            for resource_spans in json.loads(line)["resourceSpans"]
-            for scope_spans in resource_spans["scopeSpans"]
-            for span in scope_spans["spans"]
+            _action(child)
+            for line in (self.folder / file).read_text().splitlines()
+            for resource in json.loads(line)[resources]
+            for scope in resource[scopes]
+            for child in scope[children]
         ]
 
     def audit(self) -> list[dict[str, Any]]:
@@ -133,6 +140,16 @@ def calls(count: int, session: str = "s-1", seed: int = 0) -> bytes:
     """`count` tool calls of one session that end now."""
     agent = Agent("support", session=session, seed=seed)
     return request([agent.call(NOW_NS) for _ in range(count)])
+
+
+def logged_calls(count: int, session: str = "s-1", first: int = 0) -> bytes:
+    """The same told by log records, numbered from `first`."""
+    numbers = range(first, first + count)
+    told = [
+        tool_record(time_ns=NOW_NS, tool="shell", session=session, call_id=f"call-{number}")
+        for number in numbers
+    ]
+    return log_request(told, resource=[("service.name", "support")])
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from otel_anomaly import __version__, cli
-from otel_anomaly.config import load_config
+from otel_anomaly.config import DetectorsConfig, load_config
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
@@ -92,9 +92,12 @@ def test_validate_says_ok_and_what_it_will_do(
     Guarantees: exit 0, a line for each and one that says what the service will do, no secrets.
     """
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    off = DetectorsConfig.model_fields.keys() - {"learning", "rate", "unknown_connection"}
     one.write_text(
         "receivers: {otlp: {protocols: {grpc: {endpoint: 'localhost:1'}}}}\n"
-        "detectors: {rate_shift: {enabled: false}}\n"
+        "policy: {mode: observe, overrides: [{tool: poll_*, detectors: }]}\n"
+        "detectors:\n  unknown_connection: {allow: [a.example]}\n"
+        + "".join(f"  {name}: {{enabled: false}}\n" for name in off)
     )
     two.write_text(
         "exporters:\n  otlp_http/up: {endpoint: 'https://u:secret@up', headers: {a: secret}}\n"
@@ -106,7 +109,8 @@ def test_validate_says_ok_and_what_it_will_do(
         f"{two}: ok",
         (
             "receives otlp/grpc on localhost:1;"
-            " judges rate (scope session, window 60s, warn 100, block 500);"
+            " judges rate (scope session, window 60s, warn 100, block 500), unknown_connection"
+            " (allow 1 entry, action block); observe: nothing above warn is written, 1 override;"
             " forwards to otlp_http/up (https://***@up), file (/x/s.jsonl), debug (standard error);"
             " metrics on 127.0.0.1:9464"
         ),
@@ -116,18 +120,21 @@ def test_validate_says_ok_and_what_it_will_do(
 def test_validate_of_the_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
     Scenario: an empty file, then one with every detector off.
-    Guarantees: the line shows both doors, both detectors, the file and the trail; or `nothing`.
+    Guarantees: the line shows both doors, the detectors, what the mode does, the file and the
+    trail; or `nothing`.
     """
     file = tmp_path / "empty.yaml"
     file.write_text("storage: {directory: /d}")
-    off = ["--set", "detectors.rate.enabled=off", "--set", "detectors.rate_shift.enabled=off"]
+    switches = [name for name in DetectorsConfig.model_fields if name != "learning"]
+    off = [part for name in switches for part in ("--set", f"detectors.{name}.enabled=off")]
     assert cli.main(["validate", "--config", str(file)]) == 0
     assert cli.main(["validate", "--config", str(file), *off]) == 0
     _, full, _, quiet = capsys.readouterr().out.splitlines()
     assert full.startswith("receives otlp/grpc on 127.0.0.1:4317, otlp/http on 127.0.0.1:4318; ")
     assert "rate_shift (k 3.0, ratio 2.0, min_calls_second 30," in full
     assert full.endswith("metrics on 127.0.0.1:9464; audit in /d/audit.jsonl")
-    assert "judges nothing; forwards to file (/d/spans.jsonl)" in quiet
+    assert "; enforce: actions are written as decided; forwards to file (/d/spans.jsonl)" in full
+    assert "judges nothing; enforce: " in quiet
 
 
 def test_validate_names_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +202,8 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     one, two, out = tmp_path / "a.bin", tmp_path / "b.jsonl.gz", tmp_path / "o.jsonl"
     one.touch(), two.touch()
     full = ["--set", "detectors.rate.warn=7", "--out", str(out), "--format", "json", "--calls"]
-    assert cli.main(["replay", str(one), str(two), *full, "--signal", "logs"]) == 1
+    full += ["--signal", "logs", "--explain", "00F067AA0BA902B7"]
+    assert cli.main(["replay", str(one), str(two), *full]) == 1
     assert cli.main(["replay", str(one)]) == 1
     assert asked[0][0].detectors.rate.warn == 7
     assert asked[0][1] == [one, two]
@@ -204,6 +212,7 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "output_format": "json",
         "calls": True,
         "signal": Signal.LOGS,
+        "explain": "00f067aa0ba902b7",
         "stdout": sys.stdout,
     }
     assert asked[1] == (
@@ -214,6 +223,7 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             "output_format": "table",
             "calls": False,
             "signal": Signal.TRACES,
+            "explain": None,
             "stdout": sys.stdout,
         },
     )
@@ -235,6 +245,24 @@ def test_replay_of_what_is_not_there(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == f"{tmp_path}/no.bin: No such file or directory"
     assert lines[1] == f"{tmp_path}: Is a directory"
+
+
+@pytest.mark.parametrize("text", ["", "00f067aa0ba902b", "00f067aa0ba902b70", "00f067aa0ba902bx"])
+def test_a_span_id_is_checked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+) -> None:
+    """
+    Scenario: `--explain` with what is no span id: nothing, a digit short, one too many, a letter.
+    Guarantees: exit 2 and the reason, before anything is read.
+    """
+    monkeypatch.setitem(sys.modules, "otel_anomaly.replay", None)
+    file = tmp_path / "a.bin"
+    file.touch()
+    assert cli.main(["replay", str(file), "--explain", text]) == 2
+    assert f"{text!r} is not a span id: 16 hex digits" in capsys.readouterr().err
 
 
 AUDIT_ANSWERS = {

@@ -5,22 +5,18 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from otel_anomaly import episodes
 from otel_anomaly.config import SECOND_NS
 from otel_anomaly.detectors.finding import ACTIONS
-from tests.book_rigs import HOLD_NS, BookRig, at, steps
+from tests.book_rigs import HOLD_NS, LOW_LIMITS, BookRig, at, steps
 from tests.naive_episodes import NaiveRate
 from tests.sizes import scaled
 from tests.traffic import Agent
 
 if TYPE_CHECKING:
     from otel_anomaly.handoff import EpisodeEvent
-
-ROTATING = {"identity": {"limits": {"sessions": 2, "session_keep": "0s", "session_idle": "1h"}}}
-"""Two rows for all sessions, and no session is safe: every newcomer takes a row."""
 
 
 def flood(rig: BookRig, agent: Agent, count: int, start_s: float = 0.0) -> list[EpisodeEvent]:
@@ -77,7 +73,7 @@ def test_an_end_and_a_start_in_one_call() -> None:
     Scenario: `warn` is one call, so the call that ends an episode starts the next.
     Guarantees: the end is told before the start, under another id.
     """
-    rig = BookRig(detectors={"rate": {"warn": 1, "block": 0}})
+    rig = BookRig(detectors=LOW_LIMITS | {"rate": {"warn": 1, "block": 0}})
     agent = Agent("a", session="s")
     flood(rig, agent, 1)
     end, start = rig.send(agent.call(at(0) + HOLD_NS + 1))
@@ -120,45 +116,83 @@ def test_a_stream_that_is_held_up_is_one_episode() -> None:
     assert steps(rig.tick(now_ns + 89 * SECOND_NS + HOLD_NS + 1)) == ["end"]
 
 
-def test_an_evicted_entity() -> None:
-    """
-    Scenario: the row of a session with an open episode is given to others that are quiet.
-    Guarantees: the next tick ends its episode with what was last told of it.
-    """
-    rig = BookRig(**ROTATING)
-    flood(rig, Agent("a", session="s"), 4)
-    for name in ("x", "y"):
-        rig.send(Agent("a", session=name).call(at(10)))
-    (end,) = rig.tick(at(11))
-    assert (end.step, end.entity, end.observed, end.count) == ("end", "session:s", 3, 1)
-    assert len(rig.book) == 0
+ONE_SESSION = {"identity": {"limits": {"sessions": 1, "session_keep": "0s"}}}
+"""One row for all sessions, and none is safe: every newcomer takes it."""
+TWO_EPISODES = {"identity": {"limits": {"episodes": 2}}}
 
 
-def test_an_evicted_entity_whose_row_is_loud_again() -> None:
+def test_a_session_that_is_forgotten() -> None:
     """
-    Scenario: the row of a session with an open episode goes to one that opens its own.
-    Guarantees: the old episode ends before the new one starts.
+    Scenario: the row of a session with an open episode is given to others, one of them loud.
+    Guarantees: its episode ends like any other when it has been quiet for `hold`, with its own
+    peak and count; the loud one has an episode of its own.
     """
-    rig = BookRig(identity={"limits": {"sessions": 1, "session_keep": "0s"}})
-    flood(rig, Agent("a", session="old"), 3)
+    rig = BookRig(**ONE_SESSION)
+    flood(rig, Agent("a", session="old"), 4)
     events = flood(rig, Agent("a", session="new"), 3, start_s=1)
-    assert [(event.step, event.entity) for event in events] == [
-        ("end", "session:old"),
-        ("start", "session:new"),
-    ]
+    assert [(event.step, event.entity) for event in events] == [("start", "session:new")]
+    assert len(rig.book) == 2
+    assert rig.tick(at(2)) == []
+    ends = rig.tick(at(2) + HOLD_NS + 1)
+    told = [(end.step, end.entity, end.observed, end.count) for end in ends]
+    assert told == [("end", "session:old", 4, 2), ("end", "session:new", 3, 1)]
+
+
+def test_a_session_that_is_forgotten_and_comes_back() -> None:
+    """
+    Scenario: a session loses its row while an episode is open, comes back, and is loud again.
+    Guarantees: it counts from nothing; the old episode ends before the new one starts, under
+    another id.
+    """
+    rig = BookRig(**ONE_SESSION)
+    loud = Agent("a", session="loud")
+    flood(rig, loud, 4)
+    flood(rig, Agent("a", session="other"), 1, start_s=1)
+    assert flood(rig, loud, 2, start_s=2) == []
+    end, start = flood(rig, loud, 1, start_s=3)
+    assert (end.step, end.observed, start.step, start.observed) == ("end", 3, "start", 3)
+    assert end.episode != start.episode
     assert len(rig.book) == 1
 
 
-def test_end_all_of_an_evicted_entity() -> None:
+def test_more_episodes_than_are_remembered() -> None:
     """
-    Scenario: the service stops while the row of an open episode is another's.
-    Guarantees: the episode ends with what was last told of it, not with the other's numbers.
+    Scenario: three sessions are loud, where two episodes are remembered, then the service stops.
+    Guarantees: the third takes the place of the one open longest, which ends with what was last
+    told of it, not with the numbers of the other; every start has its end.
     """
-    rig = BookRig(identity={"limits": {"sessions": 1, "session_keep": "0s"}})
-    flood(rig, Agent("a", session="old"), 4)
-    flood(rig, Agent("a", session="new"), 2, start_s=1)
-    (end,) = rig.end_all()
-    assert (end.step, end.entity, end.observed, end.count) == ("end", "session:old", 3, 1)
+    rig = BookRig(**TWO_EPISODES)
+    for number, calls in enumerate((5, 3, 4)):
+        flood(rig, Agent("a", session=f"s-{number}"), calls, start_s=number)
+    told = [(event.step, event.entity, event.observed) for event in rig.events]
+    assert told == [
+        ("start", "session:s-0", 3),
+        ("start", "session:s-1", 3),
+        ("end", "session:s-0", 3),
+        ("start", "session:s-2", 3),
+    ]
+    ends = [(end.step, end.entity, end.observed) for end in rig.end_all()]
+    assert sorted(ends) == [("end", "session:s-1", 3), ("end", "session:s-2", 4)]
+    assert rig.processor.counts()["entities_evicted", ("episode",)] == 1
+
+
+def test_a_row_that_went_to_another_detector() -> None:
+    """
+    Scenario: one episode is remembered. A session and its agent go over the line in the same
+    call, so the episode of the one takes the row of the other, with the same start.
+    Guarantees: the first ends at the next tick with what was told of it; the row is given back
+    once: later episodes of two entities never share one.
+    """
+    shift = {"enabled": True, "min_calls_minute": 3, "min_calls_second": 3, "ceiling": 3}
+    limits = {"identity": {"limits": {"episodes": 1}}}
+    rig = BookRig(detectors=LOW_LIMITS | {"rate_shift": shift}, **limits)
+    flood(rig, Agent("a", session="s"), 3)
+    assert [event.detector for event in rig.events] == ["rate", "rate_shift"]
+    assert [event.detector for event in rig.tick(at(1))] == ["rate"]
+    assert [event.detector for event in rig.tick(at(1) + HOLD_NS + 1)] == ["rate_shift"]
+    table = rig.processor.state.episodes
+    assert (table.head["in_use"][0], table.rows["key"].tolist()) == (0, [0, 0])
+    assert table.rows[1]["seen_ns"] == 0, "the free list ends behind its only row"
 
 
 def test_forget() -> None:
@@ -199,8 +233,9 @@ def test_two_detectors_about_one_agent() -> None:
     Scenario: one burst is over the line of `rate` and over the ceiling of `rate_shift`.
     Guarantees: each detector has an episode of its own, about its own entity.
     """
-    shift = {"min_calls_minute": 5, "min_calls_second": 5, "ceiling": 5}
-    rig = BookRig(detectors={"rate": {"warn": 3, "block": 0}, "rate_shift": shift})
+    shift = {"enabled": True, "min_calls_minute": 5, "min_calls_second": 5, "ceiling": 5}
+    low = {"rate": {"warn": 3, "block": 0}, "rate_shift": shift}
+    rig = BookRig(detectors=LOW_LIMITS | low)
     flood(rig, Agent("a", session="s"), 6)
     rig.end_all()
     told = [(event.detector, event.step, event.entity, event.action) for event in rig.events]
@@ -321,7 +356,7 @@ def test_episodes_equal_a_plain_recount(seed: int) -> None:
     hold_s = rng.choice((2, 20, 60))
     window_s = rng.choice((5, 60))
     rate = {"warn": 4, "block": 9, "window": f"{window_s}s"}
-    detectors = {"rate": rate, "rate_shift": {"enabled": False}}
+    detectors = LOW_LIMITS | {"rate": rate}
     rig = BookRig(hold_ns=hold_s * SECOND_NS, detectors=detectors)
     twin = NaiveRate(warn=4, block=9, window_s=window_s, hold_s=hold_s)
     agents = [Agent("a", session=f"s-{i}", seed=seed) for i in range(4)]
@@ -350,7 +385,7 @@ def test_episodes_equal_a_plain_recount(seed: int) -> None:
             e.action,
             e.observed,
             e.count,
-            np.float32(e.score),
+            e.score,
         )
         for e in rig.events
     ]

@@ -12,8 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_anomaly.detectors.finding import SECOND_NS
-from otel_anomaly.handoff import Outcome
-from tests.naive_judge import DETECTORS, NaiveJudge
+from otel_anomaly.handoff import Outcome, Signal
+from tests.fleet_traffic import Fleet
+from tests.judge_rigs import KEEN, OBSERVING, check_state, feed
+from tests.naive_judge import NaiveJudge
+from tests.naive_rates import COLD, EXEMPT, JUDGED, LATE, NO_ARGUMENTS, NO_ENTITY, NOT_TOLD, OFF
+from tests.naive_scoring import DETECTORS
 from tests.rig import Calls, Rig, Told
 from tests.sizes import scaled
 from tests.traffic import START_NS, request, tool_span
@@ -144,12 +148,80 @@ def test_the_streams_meet_everything() -> None:
     assert None in told
     assert {call.action for call in judged} == {0, 1, 2, 3}
     assert {call.duplicate for call in judged} == {True, False}
-    assert {call.skipped for call in judged} == set(itertools.product((0, 1), (0, 1, 2, 3)))
+    skipped = {call.skipped[:2] for call in judged}
+    assert skipped == set(itertools.product((JUDGED, LATE), (JUDGED, LATE, COLD, NO_ENTITY)))
     assert {len(call.findings) for call in judged} == {0, 1, 2}
     steps = Counter(step[:2] for call in judged for step in call.steps)
-    assert set(steps) >= {("start", name) for name in DETECTORS}
-    assert set(steps) >= {("end", name) for name in DETECTORS}
+    assert set(steps) >= {("start", name) for name in ("rate", "rate_shift")}
+    assert set(steps) >= {("end", name) for name in ("rate", "rate_shift")}
     assert steps["escalate", "rate"] > 5
+
+
+@pytest.mark.parametrize("replayed", [False, True], ids=["live", "replayed"])
+@pytest.mark.parametrize("settings_of_rig", [KEEN, OBSERVING], ids=["keen", "observing"])
+@pytest.mark.parametrize("seed", range(scaled(20)))
+def test_fleet_equals_naive(seed: int, settings_of_rig: dict[str, Any], *, replayed: bool) -> None:
+    """
+    Scenario: a fleet as frameworks report it: calls of up to four nested spans and log records,
+    several agents in a trace, ancestors and servers that come in later requests, in any order,
+    some twice; arguments with destinations, secrets and programs; overrides and exemptions.
+    Guarantees: all detectors on, the kernel and plain Python tell the same of every call, to the
+    bit, and of the last of each request what every detector says; who made each call; the
+    counters; and in the end what every agent, service and session has learned.
+    """
+    rig = Rig(**settings_of_rig)
+    twin = NaiveJudge(rig.config)
+    for delivery in Fleet(seed).deliveries(40):
+        feed(rig, twin, delivery, replayed=replayed)
+    for name in ("tool_calls", "duplicates", "folded", "moved", "late", "invalid_ids"):
+        assert rig.counts(name) == twin.counts[name, ()], name
+    check_state(rig, twin)
+
+
+def test_the_fleet_meets_everything() -> None:
+    """
+    Scenario: what the twin tells of a few fleets.
+    Guarantees: findings of every detector, of warn or more of each that asks for an action; every
+    clause but a few; every reason to skip; moves and folds: the comparison above is about
+    something.
+    """
+    told: list[Told | None] = []
+    counts: Counter[Any] = Counter()
+    for seed, settings_of_rig in itertools.product(range(6), (KEEN, OBSERVING)):
+        twin = NaiveJudge(Rig(**settings_of_rig).config)
+        for received_ns, signal, body in Fleet(seed).deliveries(40):
+            told += twin.judge(body, received_ns, logs=signal is Signal.LOGS)
+        counts += twin.counts
+    judged = [call for call in told if call is not None]
+    found = {(name, *values[-2:]) for call in judged for name, values in call.findings}
+    assert {name for name, _, _ in found} == set(DETECTORS)
+    quiet = {"novelty", "burst", "frequency", "off_hours"}
+    assert {name for name, action, _ in found if action} == set(DETECTORS) - quiet
+    assert {v for name, _, v in found if name == "novelty"} == {0, 1, 2, 3}
+    assert {v for name, _, v in found if name == "loop"} >= {1, 2, 3}
+    skipped = {reason for call in judged for reason in call.skipped}
+    reasons = {JUDGED, LATE, COLD, NO_ENTITY, NO_ARGUMENTS, NOT_TOLD, EXEMPT, OFF}
+    assert skipped == reasons
+    assert {step[0] for call in judged for step in call.steps} == {"start", "escalate", "end"}
+    assert counts["moved", ()] > 200
+    assert counts["folded", ()] > 200
+
+
+@pytest.mark.parametrize("seed", range(scaled(10)))
+def test_a_fleet_delivered_twice_changes_nothing(seed: int) -> None:
+    """
+    Scenario: every request of a fleet arrives twice, spans of one call and log records among them.
+    Guarantees: the state is the same to the bit as after the first: nothing is counted, moved or
+    folded again.
+    """
+    rig = Rig(**KEEN)
+    for received_ns, signal, body in Fleet(seed).deliveries(20):
+        rig.offer(body, received_ns, signal)
+        before, counted = rig.digest(counters=False), rig.processor.counts()
+        rig.offer(body, received_ns, signal)
+        assert rig.digest(counters=False) == before
+        changed = {k[0] for k, n in rig.processor.counts().items() if n != counted[k]}
+        assert changed <= {"spans", "duplicates", "invalid_ids", "forged_attributes"}
 
 
 def told_of(requests: Iterable[tuple[Iterable[Span], int]], **settings_of_rig: Any) -> list[Any]:
@@ -282,11 +354,12 @@ def test_order_inside_a_request_says_nothing_about_who(seed: int) -> None:
     assert (callers[0].session, callers[0].user) == ("s2", "u")
 
 
-def test_identity_that_comes_later_is_used_from_then_on() -> None:
+def test_identity_that_comes_later_moves_the_calls_before() -> None:
     """
     Scenario: two calls of a trace arrive; the span that names agent and session comes in the next
     request, as parents do; two more calls follow.
-    Guarantees: the first stand on the weak key, the later ones on what the trace said: 2 and 2.
+    Guarantees: the verdicts of the first stand on the weak key; but they are counted for the
+    agent and the session of the trace by then: four, and none for the weak key.
     """
     rig, calls = Rig(), Calls()
     nameless: dict[str, Any] = {"agent": None, "session": None, "trace_id": b"the one trace id"}
@@ -298,8 +371,11 @@ def test_identity_that_comes_later_is_used_from_then_on() -> None:
     rig.send(calls.many(2, 102, **nameless), resource=weak)
     agents = [(caller.agent, caller.session) for caller in rig.callers]
     assert agents == [("desk", None)] * 2 + [("billing", "s-1")] * 2
-    assert rig.sign("rate")["observed"] == 2
-    assert rig.counts("entities", "agent") == 2
+    assert rig.sign("rate")["observed"] == 4
+    assert rig.counts("moved") == 2
+    known = rig.state.agents.rows[rig.state.agents.rows["key"] != 0]
+    assert sorted(known["past"]["calls"].tolist()) == [0, 4]
+    assert sorted(known["shift"]["samples"].tolist()) == [0, 4]
 
 
 def test_a_span_is_remembered_for_as_long_as_configured() -> None:

@@ -85,7 +85,9 @@ def test_everyone_by_name() -> None:
     assert caller_of(*everyone) == Caller("t", "a", "s", "u", "o")
     assert caller_of() == NOBODY
     rig = BookRig()
-    rig.send(Agent(None).call(at(0), None), Agent(None, seed=1).call(at(0), "send_mail"))
+    nameless = Agent(None).call(at(0), None)
+    nameless.name = ""  # It would be told as the tool's.
+    rig.send(nameless, Agent(None, seed=1).call(at(0), "send_mail"))
     assert [call.tool for call in rig.calls] == [None, "send_mail"]
 
 

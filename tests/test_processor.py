@@ -7,12 +7,18 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 from otel_anomaly.detectors.finding import ACTIONS, SKIP_REASONS
 from otel_anomaly.handoff import Batch, Outcome, Signal
-from otel_anomaly.judge import AGENT, DETECTORS, SESSION
 from otel_anomaly.otlp.scan import scan
-from tests import naive
+from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.state import AGENT, SESSION
+from otel_anomaly.verdict import room_for
+from tests.fleet_traffic import Fleet
+from tests.judge_rigs import KEEN
+from tests.log_traffic import log_request
 from tests.naive_judge import NaiveJudge
 from tests.rig import Calls, Rig
 from tests.sizes import scaled
@@ -21,6 +27,8 @@ from tests.traffic import request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.fleet_traffic import Delivery
 
 
 def broken(*_: object) -> None:
@@ -80,14 +88,22 @@ def test_detection_that_fails_is_logged(
     assert "secret" not in caplog.text
 
 
-@pytest.mark.parametrize("signal", [Signal.METRICS, Signal.LOGS])
-def test_metrics_and_logs_pass_byte_for_byte(signal: Signal) -> None:
+LOGS_WITHOUT_CALLS = log_request([LogRecord(body=AnyValue(string_value="hello"))])
+
+
+@pytest.mark.parametrize(
+    ("signal", "body"),
+    [(Signal.METRICS, b"\xff not traces at all"), (Signal.LOGS, LOGS_WITHOUT_CALLS)],
+    ids=["metrics", "logs"],
+)
+def test_metrics_and_logs_without_calls_pass_byte_for_byte(signal: Signal, body: bytes) -> None:
     """
-    Scenario: a body of another signal, which need not be a trace request; once with full queues.
+    Scenario: metrics, which need not be a valid request; log records that tell of no tool; once
+    with full queues.
     Guarantees: the same object goes on, with room for exactly its bytes, judged by nobody; refused
     when there is no room.
     """
-    rig, body = Rig(), b"\xff not traces at all"
+    rig = Rig()
     state = rig.digest()
     rig.room.script = [Outcome.QUEUE_FULL]
     reply = rig.offer(body, signal=signal)
@@ -113,15 +129,20 @@ def test_an_empty_body_is_accepted(signal: Signal) -> None:
     assert rig.room.script == [Outcome.QUEUE_FULL]
 
 
-def test_malformed() -> None:
+@pytest.mark.parametrize(
+    ("signal", "name"),
+    [(Signal.TRACES, "ExportTraceServiceRequest"), (Signal.LOGS, "ExportLogsServiceRequest")],
+    ids=["traces", "logs"],
+)
+def test_malformed(signal: Signal, name: str) -> None:
     """
-    Scenario: bytes that are no request.
+    Scenario: bytes that are no request of their signal.
     Guarantees: refused for good, with a message that holds nothing of them; 0 spans are counted.
     """
     rig = Rig()
-    reply = rig.offer(b"\x0a\x7fzanzibar")
+    reply = rig.offer(b"\x0a\x7fzanzibar", signal=signal)
     assert (reply.outcome, reply.retry_after_s) == (Outcome.MALFORMED, 0.0)
-    assert "ExportTraceServiceRequest" in reply.message
+    assert name in reply.message
     assert "zanzibar" not in reply.message
     line = b'refused_spans_total{outcome="malformed",transport="grpc"} 0.0'
     assert line in rig.telemetry.render()
@@ -155,53 +176,37 @@ def test_the_room_asked_for() -> None:
     chat.attributes[0].value.string_value = "chat"
     body = request([*calls.many(2, 1000), chat], scope=None)
     rig.send(body)
-    assert rig.room.asked[-1] == len(body) + 2 * rig.processor._annotation_max
+    assert rig.room.asked[-1] == len(body) + room_for(rig.processor.texts, 2)
     assert rig.room.payloads[-1].items == 3
 
 
-def expected_counts(rig: Rig, stream: list[tuple[list[Any], int]]) -> dict[Any, int]:
+def expected_counts(rig: Rig, stream: list[Delivery]) -> dict[Any, int]:
     """What the counters must say of a stream, by the slow twin."""
-    twin, counts = NaiveJudge(rig.config), Counter[Any]()
-    for spans, received_ns in stream:
-        body = request(spans, scope=None)
-        counts["spans", ()] += len(spans)
-        for call, raw in zip(
-            twin.judge(body, received_ns), naive.tool_calls(body, rig.config.identity), strict=True
-        ):
-            if call is None:
-                counts["invalid_ids", ()] += 1
-            elif call.duplicate:
-                counts["duplicates", ()] += 1
-            else:
-                counts["tool_calls", ()] += 1
-                counts["late", ()] += call.late
-                counts["verdicts", (ACTIONS[call.action],)] += 1
-                timeless = raw["end_ns"] == 0
-                counts["no_time", ()] += timeless
-                counts["clamped", ()] += not timeless and call.time_ns != raw["end_ns"]
-                for detector, skipped in zip(DETECTORS, call.skipped, strict=True):
-                    if skipped:
-                        counts["detector_skipped", (detector, SKIP_REASONS[skipped])] += 1
-                    else:
-                        counts["detector_evaluated", (detector,)] += 1
-                for detector, values in call.findings:
-                    counts["findings", (detector, ACTIONS[int(values[-1])])] += 1
-    for scope, rows in (("agent", twin.agents), ("session", twin.sessions), ("trace", twin.traces)):
-        counts["entities", (scope,)] = len(rows)
+    twin = NaiveJudge(rig.config)
+    for received_ns, signal, body in stream:
+        twin.judge(body, received_ns, logs=signal is Signal.LOGS)
+    counts = Counter({key: n for key, n in twin.counts.items() if key[0] != "skipped"})
+    for (_, detector, skipped), n in (item for item in twin.counts.items() if len(item[0]) == 3):
+        name = "detector_skipped" if skipped else "detector_evaluated"
+        counts[name, (detector, SKIP_REASONS[skipped])[: 1 + bool(skipped)]] = n
+    for scope, table in twin.tables.items():
+        counts["entities", (scope,)] = len(table)
+    counts["entities", ("trace",)] = len(twin.traces.known)
+    counts["entities", ("episode",)] = rig.counts("entities", "episode")
     return counts
 
 
 @pytest.mark.parametrize("seed", range(scaled(5)))
 def test_the_counters_are_what_was_sent(seed: int) -> None:
     """
-    Scenario: a random stream.
+    Scenario: a fleet with all detectors on, none switched off by an override.
     Guarantees: every counter is what the slow twin counts, all others are 0; for each detector
     evaluated and skipped add up to the calls, and so do the verdicts; metrics show the same.
     """
-    rig = Rig(**{**EAGER, "limits": {"traces": 4096}})
-    stream = Stream(seed).requests(60)
-    for spans, received_ns in stream:
-        rig.send(spans, received_ns)
+    rig = Rig(**{**KEEN, "policy": {}})
+    stream = Fleet(seed).deliveries(40)
+    for received_ns, signal, body in stream:
+        rig.offer(body, received_ns, signal)
     counts, expected = rig.processor.counts(), expected_counts(rig, stream)
     assert {key: n for key, n in counts.items() if n} == {k: n for k, n in expected.items() if n}
     calls = counts["tool_calls", ()]
@@ -263,8 +268,8 @@ def test_a_large_request_after_small_ones() -> None:
 
 def test_memory_for_each_agent() -> None:
     """
-    Scenario: the records of an agent with one session, and their share of slots and span memory.
-    Guarantees: below a KiB.
+    Scenario: the records of an agent with one session, and their share of slots.
+    Guarantees: below 4 KiB.
     """
     slots_at_worst = 2 * 4 * 16  # Two tables, 2 to 4 slots a row, a key and a row each.
-    assert AGENT.itemsize + SESSION.itemsize + slots_at_worst < 1024
+    assert AGENT.itemsize + SESSION.itemsize + slots_at_worst < 4096

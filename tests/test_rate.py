@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from otel_anomaly.config import RateConfig
 from otel_anomaly.detectors import rate
 from otel_anomaly.detectors.finding import ALLOW, BLOCK, LATE, SECOND_NS, SIGN, WARN
-from tests import naive_judge
+from tests import naive_rates
 from tests.sizes import scaled
 
 FRESH = True
@@ -50,7 +50,7 @@ def test_ring_equals_dict(seed: int, window: int) -> None:
     Guarantees: all numbers are those of a dict of seconds; the total is the sum of the counters.
     """
     session = Session(window=f"{window}s", warn=4, block=9)
-    twin = naive_judge.Rate(session.config)
+    twin = naive_rates.Rate(session.config)
     pick, now_s = random.Random(seed), 1_790_000_000
     for _ in range(scaled(300)):
         now_s += pick.choices((0, 1, 3, window, 61, 1000), (20, 8, 4, 1, 1, 1))[0]

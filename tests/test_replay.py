@@ -10,13 +10,16 @@ import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_anomaly.config import Config
 from otel_anomaly.handoff import Signal
 from otel_anomaly.otlp import json as otlp_json
 from otel_anomaly.replay import replay_command, rfc3339
+from otel_anomaly.scoring import DETECTORS
 from tests.book_rigs import LOW_LIMITS, at
+from tests.log_traffic import log_request, tool_record
 from tests.sizes import scaled
 from tests.traffic import Agent, attributes, request, tool_span
 from tests.unspliced import without_verdicts
@@ -33,7 +36,8 @@ CALL_FIELDS = {
     *("types", *WHO),
 }
 SUMMARY_FIELDS = {
-    *("spans", "tool_calls", "verdicts", "findings", "late", "duplicates", "seconds"),
+    *("spans", "tool_calls", "verdicts", "findings", "late", "duplicates", "folded"),
+    "seconds",
 }
 FINDING_FIELDS = {
     *("time", "type", "action", "score", "observed", "limit", "baseline", "window_s", "entity"),
@@ -92,9 +96,10 @@ def test_the_report(tmp_path: Path) -> None:
         "spans": 5,
         "tool_calls": 5,
         "verdicts": {"allow": 2, "warn": 3, "pause": 0, "block": 0},
-        "findings": {"rate": 3, "rate_shift": 0},
+        "findings": dict.fromkeys(DETECTORS, 0) | {"rate": 3},
         "late": 0,
         "duplicates": 0,
+        "folded": 0,
     }
     calls, findings = report["calls"], report["findings"]
     assert len(calls) == 5
@@ -135,15 +140,17 @@ def test_the_report(tmp_path: Path) -> None:
 
 def test_calls_only_when_asked_for(tmp_path: Path) -> None:
     """
-    Scenario: the same recording without `--calls`; then nobody is known and no tool is named.
+    Scenario: the same recording without `--calls`; then nobody is known and no tool is named, not
+    even by the span.
     Guarantees: no calls in the report, the same findings; what is not said is null.
     """
     file = binary(tmp_path / "r.bin", five_calls())
     with_calls, without = run([file]).report, run([file], calls=False).report
     assert with_calls.pop("calls")
     assert without == with_calls
-    silent = Agent(None)
-    (call,) = run([binary(tmp_path / "n.bin", request([silent.call(at(0), None)]))]).report["calls"]
+    silent = Agent(None).call(at(0), None)
+    silent.name = ""
+    (call,) = run([binary(tmp_path / "n.bin", request([silent]))]).report["calls"]
     assert {name for name, value in call.items() if value is None} == {*WHO, "tool", "arguments"}
 
 
@@ -215,10 +222,11 @@ def test_cut_into_other_batches(tmp_path: Path, seed: int) -> None:
 
 def test_logs_and_metrics_pass(tmp_path: Path) -> None:
     """
-    Scenario: a binary file of logs that is not even protobuf; lines of all three signals.
+    Scenario: a binary file of logs that tell of no call; lines of all three signals.
     Guarantees: byte for byte, in order; nothing is counted but the spans.
     """
-    source, out = binary(tmp_path / "in.bin", b"\xff\x00 logs"), tmp_path / "out.bin"
+    body = otlp_json.decode(LOGS, Signal.LOGS)
+    source, out = binary(tmp_path / "in.bin", body), tmp_path / "out.bin"
     report = run([source], signal=Signal.LOGS, out=out).report
     assert out.read_bytes() == source.read_bytes()
     assert (report["summary"]["spans"], report["calls"]) == (0, [])
@@ -229,6 +237,67 @@ def test_logs_and_metrics_pass(tmp_path: Path) -> None:
     lines = lines_out.read_bytes().splitlines()
     assert (lines[0], lines[2]) == (METRICS, LOGS)
     assert b"anomaly.action" in lines[1]
+
+
+def records(**told: Any) -> bytes:
+    """Five calls of one session, half a second apart, told by log records; the fourth fails."""
+    given = {"tool": "shell", "session": "s-1", **told}
+    return log_request(
+        [tool_record(time_ns=at(i / 2), call_id=f"c-{i}", error=i == 3, **given) for i in range(5)],
+        resource=[("service.name", "codex")],
+    )
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".jsonl"])
+def test_calls_in_logs(tmp_path: Path, suffix: str) -> None:
+    """
+    Scenario: calls told by log records, of a session that is over the line, in both formats.
+    Guarantees: they are judged, reported as of the logs signal, and annotated as spans are; the
+    rest of each record is as it came.
+    """
+    source = tmp_path / f"in{suffix}"
+    lines = otlp_json.encode(records(), Signal.LOGS) + b"\n"
+    source.write_bytes(records() if suffix == ".bin" else lines)
+    out = tmp_path / "out.bin"
+    report = run([source], signal=Signal.LOGS, out=out).report
+    assert report["summary"]["spans"] == 0
+    assert report["summary"]["tool_calls"] == 5
+    calls = report["calls"]
+    assert [call["action"] for call in calls] == ["allow", "allow", "warn", "warn", "warn"]
+    assert [call["error"] for call in calls] == [False, False, False, True, False]
+    for name, value in (("signal", "logs"), ("tool", "shell"), ("session", "s-1"), ("user", None)):
+        assert {call[name] for call in calls} == {value}
+    assert [(f["type"], f["observed"], f["entity"]) for f in report["findings"]] == [
+        ("rate", count, "session:s-1") for count in (3, 4, 5)
+    ]
+    message = ExportLogsServiceRequest.FromString(out.read_bytes())
+    actions = []
+    for record in message.resource_logs[0].scope_logs[0].log_records:
+        ours = [pair for pair in record.attributes if pair.key.startswith("anomaly.")]
+        actions.append(ours[0].value.string_value)
+        del record.attributes[-len(ours) :]
+    assert actions == [call["action"] for call in calls]
+    assert message == ExportLogsServiceRequest.FromString(records())
+
+
+def test_a_call_told_twice(tmp_path: Path) -> None:
+    """
+    Scenario: the same five calls told by spans and by log records, as lines of one file: spans
+    first, and logs first.
+    Guarantees: five calls, told by the spans; the records are not counted again.
+    """
+    agent = Agent("codex", session="s-1")
+    spans = [agent.call(at(i / 2), "shell") for i in range(5)]
+    for i, span in enumerate(spans):
+        span.attributes.extend(attributes([("gen_ai.tool.call.id", f"c-{i}")]))
+    logs = otlp_json.encode(records(trace_id=agent.trace_id), Signal.LOGS)
+    traces = otlp_json.encode(request(spans), Signal.TRACES)
+    for lines in ([traces, logs], [logs, traces]):
+        source = binary(tmp_path / "in.jsonl", b"".join(line + b"\n" for line in lines))
+        report = run([source]).report
+        assert report["summary"]["tool_calls"] == 5
+        assert report["summary"]["folded"] + report["summary"]["duplicates"] == 5
+        assert [call["signal"] for call in report["calls"]] == ["traces"] * 5
 
 
 @pytest.mark.parametrize("name", ["e.bin", "e.json", "e.jsonl", "e.pb.gz"])
@@ -245,7 +314,7 @@ def test_nothing_at_all(tmp_path: Path, name: str) -> None:
     assert report["summary"]["tool_calls"] == 0
     table = run([file], output_format="table").out.splitlines()
     assert table[0] == "0 spans, 0 tool calls: allow 0, warn 0, pause 0, block 0"
-    assert table[1].startswith("findings: rate 0, rate_shift 0; late 0, duplicates 0; 0.")
+    assert table[1].startswith("findings: none; late 0, duplicates 0; 0.")
     assert len(table) == 2
 
 
@@ -298,7 +367,7 @@ def test_a_parent_that_comes_last(tmp_path: Path) -> None:
     parts = [
         binary(tmp_path / f"{n}.bin", request(spans)) for n, spans in ((1, calls), (2, [parent]))
     ]
-    limits = {"rate": {"warn": 100, "block": 500}}
+    limits = LOW_LIMITS | {"rate": {"warn": 100, "block": 500}}
     reports = [run(files, detectors=limits).report for files in ([whole], parts)]
     assert reports[0]["findings"] == reports[1]["findings"]
     assert {found["entity"] for found in reports[0]["findings"]} == {"session:s-late"}
@@ -307,7 +376,7 @@ def test_a_parent_that_comes_last(tmp_path: Path) -> None:
 
 def test_an_output_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
-    Scenario: the output is in no folder; is one of the inputs, by another name; is metrics as JSON
+    Scenario: the output is in no folder; is one of the inputs, by another name; the input is logs
     that are no OTLP.
     Guarantees: exit 2 and the reason; the input is as it was.
     """
@@ -322,10 +391,7 @@ def test_an_output_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/no/out.bin: No such file or directory",
         f"{link}: is one of the files to be read",
-        (
-            f"{broken}: not an ExportLogsServiceRequest:"
-            " broken protobuf, invalid UTF-8 or nested too deep"
-        ),
+        (f"{broken}: not an ExportLogsServiceRequest: its framing is broken"),
     ]
 
 
@@ -344,7 +410,7 @@ def test_the_table(tmp_path: Path) -> None:
         "  lookup_order          rate: 3 calls in 60 s, limit 3"
     )
     assert verdicts == "5 spans, 5 tool calls: allow 2, warn 3, pause 0, block 0"
-    assert sums.startswith("findings: rate 3, rate_shift 0; late 0, duplicates 0; ")
+    assert sums.startswith("findings: rate 3; late 0, duplicates 0; ")
     agent = Agent("a", session="s" * 300)
     long = binary(tmp_path / "long.bin", request([agent.call(at(i), "t" * 99) for i in range(3)]))
     head, row, *_ = run([long], output_format="table").out.splitlines()

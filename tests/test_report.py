@@ -6,12 +6,12 @@ import itertools
 
 from otel_anomaly.entities.names import Caller
 from otel_anomaly.report import Call, Finding, episode_id
-from tests.book_rigs import BookRig, at
+from tests.book_rigs import LOW_LIMITS, BookRig, at
 from tests.traffic import Agent
 
-BOTH = {
+BOTH = LOW_LIMITS | {
     "rate": {"warn": 2, "block": 4},
-    "rate_shift": {"min_calls_second": 3, "min_calls_minute": 3, "ceiling": 3},
+    "rate_shift": {"enabled": True, "min_calls_second": 3, "min_calls_minute": 3, "ceiling": 3},
 }
 
 
@@ -33,6 +33,8 @@ def test_a_quiet_call() -> None:
             span_id=span.span_id.hex(),
             time_ns=at(0),
             error=True,
+            arguments=None,
+            signal="traces",
             action="allow",
             score=0.0,
             types=(),

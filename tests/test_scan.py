@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,11 +35,6 @@ from tests.scan_rigs import (
 )
 from tests.sizes import COMPILED, scaled
 
-ROOT = Path(__file__).resolve().parent
-CAPTURES = ROOT / "data" / "captures"
-ALL_CAPTURES = Path(
-    os.environ.get("OTEL_ANOMALY_CAPTURES", ROOT.parent.parent / "shared" / "captures")
-)
 CALL = ("gen_ai.operation.name", "execute_tool")
 SOUND: dict[str, Any] = {"trace_id": b"T" * 16, "span_id": b"S" * 8}
 
@@ -74,13 +67,14 @@ def test_hostile_traffic_has_all_kinds_of_rows() -> None:
     Guarantees: each flag is seen and missed, and spans without a row: nothing is tested in vain.
     """
     flags, rows, spans = 0, 0, 0
-    none = IS_CALL | IS_HINT | IS_ERROR | BAD_ID
+    every = IS_CALL | IS_HINT | IS_ERROR | BAD_ID
+    none = every
     for seed in range(20):
         columns = scan(traffic.random_request(seed), KEYS)
         for row in columns.rows:
             flags, none = flags | row["flags"], none & row["flags"]
         rows, spans = rows + columns.rows.size, spans + columns.span_count
-    assert flags == IS_CALL | IS_HINT | IS_ERROR | BAD_ID
+    assert flags & every == every
     assert none == 0
     assert 0 < rows < spans
 
@@ -93,30 +87,6 @@ def test_benchmark_request() -> None:
     columns = check_scan(traffic.benchmark_request(scaled(512)))
     assert columns is not None
     assert columns.call_count == columns.span_count == scaled(512)
-
-
-@pytest.mark.parametrize(
-    "path", sorted(CAPTURES.glob("*/*-traces-*.bin")), ids=lambda path: path.parent.name
-)
-def test_captures(path: Path) -> None:
-    """
-    Scenario: requests as real agent frameworks sent them.
-    Guarantees: read as the twin reads them.
-    """
-    assert check_scan(path.read_bytes()) is not None
-    assert check_scan(path.read_bytes(), TANGLED) is not None
-
-
-def test_all_captures() -> None:
-    """
-    Scenario: the full collection of captures, where it is at hand; those of logs as well.
-    Guarantees: as for the few in this repository; what is no trace request is for the twin to say.
-    """
-    paths = sorted(ALL_CAPTURES.glob("*/*.bin"))
-    if not paths:
-        pytest.skip(f"no captures in {ALL_CAPTURES}: set OTEL_ANOMALY_CAPTURES to their folder")
-    for path in paths:
-        check_scan(path.read_bytes())
 
 
 # --- Broken on purpose --------------------------------------------------------------------------
@@ -345,7 +315,8 @@ def test_very_many_attributes(key: str) -> None:
         assert columns.rows["forged_count"].tolist() == [count]
         assert columns.rows["forged"].tolist() == [count * len(pattern)]
     else:
-        assert columns.rows.size == 0
+        assert columns.rows["flags"].tolist() == [0]
+        assert set(columns.rows[0]["order"]) == {ABSENT}
 
 
 def test_very_many_of_everything() -> None:

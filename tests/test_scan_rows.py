@@ -243,11 +243,9 @@ def test_the_last_member_of_a_value_wins() -> None:
     for expected, other in others.items():
         for members, found in ((text + other, expected), (other + text, "v")):
             pair = wire.chunk(1, b"session.id") + wire.chunk(2, members)
-            rows = scan(body := one_span(*IDS, wire.chunk(9, pair)), KEYS).rows
-            if isinstance(found, str):
-                assert text_of(body, rows[0], SESSION) == found
-            else:
-                assert rows.size == 0
+            body = one_span(*IDS, wire.chunk(9, pair))
+            row = row_of(body)
+            assert text_of(body, row, SESSION) == (found if isinstance(found, str) else None)
 
 
 def test_what_is_a_call() -> None:
@@ -357,9 +355,9 @@ def test_times() -> None:
 
 def test_which_spans_get_a_row() -> None:
     """
-    Scenario: spans of all sorts in one request.
-    Guarantees: a row for calls, for those that name somebody by a strong key, for those with
-    forged verdicts; numbers count all spans; flags say why.
+    Scenario: spans of all sorts in one request, with valid ids and without.
+    Guarantees: a row for all with valid ids; without them for calls and for those with forged
+    verdicts; numbers count all spans; flags say what they are.
     """
     pairs: list[list[tuple[str, Value]]] = [
         [("http.method", "GET")],
@@ -374,6 +372,10 @@ def test_which_spans_get_a_row() -> None:
     columns = scan(traffic.request(spans), KEYS)
     assert columns.span_count == 7
     assert columns.call_count == 2
-    assert columns.rows["index"].tolist() == [1, 2, 4, 6]
-    assert columns.rows["flags"].tolist() == [IS_CALL, IS_HINT, 0, IS_CALL | IS_HINT]
-    assert columns.rows["forged_count"].tolist() == [0, 0, 1, 1]
+    assert columns.rows["index"].tolist() == list(range(7))
+    flags = [0, IS_CALL, IS_HINT, IS_ERROR, 0, 0, IS_CALL | IS_HINT]
+    assert columns.rows["flags"].tolist() == flags
+    assert columns.rows["forged_count"].tolist() == [0, 0, 0, 0, 1, 0, 1]
+    columns = scan(traffic.request([Span(attributes=span.attributes) for span in spans]), KEYS)
+    assert columns.rows["index"].tolist() == [1, 4, 6]
+    assert columns.rows["flags"].tolist() == [IS_CALL | BAD_ID, BAD_ID, IS_CALL | BAD_ID]

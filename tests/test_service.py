@@ -17,7 +17,15 @@ from otel_anomaly.handoff import Outcome, Signal
 from otel_anomaly.sinks import verify
 from otel_anomaly.telemetry import Ledger
 from tests.door_rigs import NOW_NS, until
-from tests.service_rigs import FREE, calls, config_in, nothing_left, place, running
+from tests.service_rigs import (
+    FREE,
+    calls,
+    config_in,
+    logged_calls,
+    nothing_left,
+    place,
+    running,
+)
 from tests.sink_rigs import Gate, GatedStream
 
 if TYPE_CHECKING:
@@ -76,8 +84,9 @@ def test_from_door_to_file(tmp_path: Path) -> None:
 
 def test_metrics_and_logs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Scenario: metrics and logs over both doors, larger than what is scanned in the loop.
-    Guarantees: each is written; none is scanned, so none is judged or refused.
+    Scenario: metrics, and logs that tell of no call, over both doors, larger than what is scanned
+    in the loop.
+    Guarantees: each is written; nothing is judged; logs do not count as spans.
     """
     monkeypatch.setattr(service, "INLINE_BYTES_MAX", 10)
     body = b"\x7a\x80\x08" + bytes(1024)  # Field 15 is unknown to all, so every receiver takes it.
@@ -96,6 +105,30 @@ def test_metrics_and_logs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asyncio.run(play())
     for signal in ("metrics", "logs"):
         assert (tmp_path / f"{signal}.jsonl").read_text() == "{}\n{}\n"
+
+
+def test_calls_told_by_logs(tmp_path: Path) -> None:
+    """
+    Scenario: four calls of a session told by log records over HTTP, three over gRPC, and two by
+    spans in between.
+    Guarantees: all count for the session, in the order they came; each record has its verdict in
+    logs.jsonl; the console and the trail have the one episode; only spans are in the ledger.
+    """
+
+    async def play() -> None:
+        async with running(tmp_path) as at:
+            assert await at.http(logged_calls(4), Signal.LOGS) == 200
+            assert await at.consume(calls(2)) is not None
+            assert await at.grpc(logged_calls(3, first=4), Signal.LOGS) is OK
+            assert at.metric("tool_calls_total") == 9
+        assert at.logged_actions() == [*["allow"] * 2, *["warn"] * 2, *["block"] * 3]
+        assert at.actions() == ["warn", "block"]
+        assert at.lines() == ["WARN", "BLOCK", "END"]
+        told = [record for record in at.audit() if record["type"] == "episode.start"]
+        assert [(record["tool"], record["session"]) for record in told] == [("shell", "s-1")]
+        assert at.service.telemetry.ledger() == Ledger(2, 2, 0, 0)
+
+    asyncio.run(play())
 
 
 def test_time_ends_episodes_and_frees_rows(tmp_path: Path) -> None:
@@ -140,16 +173,16 @@ def test_a_large_body_is_scanned_in_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    Scenario: every body counts as large; two arrive at once, then one that is broken.
+    Scenario: every body counts as large; two arrive at once, then one that is broken, then logs.
     Guarantees: each is scanned outside the loop and judged inside it; the broken one is refused
-    with the reason, counted, and nothing is learned from it.
+    with the reason, counted, and nothing is learned from it; logs are judged as logs.
     """
     threads: list[threading.Thread] = []
     inside = service.scan
 
-    def scan(body: bytes, keys: Any) -> Columns:
+    def scan(body: bytes, keys: Any, signal: Any) -> Columns:
         threads.append(threading.current_thread())
-        return inside(body, keys)
+        return inside(body, keys, signal)
 
     monkeypatch.setattr(service, "scan", scan)
     monkeypatch.setattr(service, "INLINE_BYTES_MAX", 10)
@@ -162,11 +195,13 @@ def test_a_large_body_is_scanned_in_a_thread(
             assert (broken.outcome, broken.retry_after_s) == (Outcome.MALFORMED, 0)
             assert broken.message
             assert at.metric("tool_calls_total") == at.metric("spans_total") == 4
-            (await at.consume(b""))
+            await at.consume(b"")
+            await at.consume(logged_calls(1, session="s-2"), Signal.LOGS)
+            assert at.metric("tool_calls_total") == 5
         assert sorted(at.actions()) == ["allow", "allow", "warn", "warn"]
 
     asyncio.run(play())
-    assert len(threads) == 3
+    assert len(threads) == 4
     assert threading.main_thread() not in threads
 
 

@@ -10,8 +10,8 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from otel_anomaly.entities.table import OF_ROW, Table, find, find_or_make, make_table, remove, sweep
-from otel_anomaly.judge import AGENT
 from otel_anomaly.kernels import Array, Int, kernel
+from otel_anomaly.state import AGENT
 from tests.sizes import COMPILED, scaled
 
 RECORD = np.dtype([*OF_ROW, ("state", "i8")], align=True)

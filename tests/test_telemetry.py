@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from otel_anomaly.detectors.finding import ACTIONS, SKIP_REASONS
 from otel_anomaly.handoff import Outcome, Signal
-from otel_anomaly.judge import DETECTORS
+from otel_anomaly.scoring import DETECTORS
 from otel_anomaly.telemetry import (
     DROP_REASONS,
     JUDGE_METRICS,
@@ -19,7 +19,7 @@ from otel_anomaly.telemetry import (
     Telemetry,
 )
 from tests.book_rigs import BookRig, at
-from tests.traffic import Agent
+from tests.traffic import Agent, attributes
 
 if TYPE_CHECKING:
     from prometheus_client.samples import Sample
@@ -44,7 +44,7 @@ PROMISED = {
 LABELS = {
     "action": set(ACTIONS),
     "detector": set(DETECTORS),
-    "scope": {"agent", "session", "trace"},
+    "scope": {"agent", "service", "session", "trace", "episode"},
     "transport": set(TRANSPORTS),
     "exporter": {"file", "otlp_grpc/up"},
     "signal": {signal.value for signal in Signal},
@@ -193,6 +193,33 @@ def test_the_judge_is_asked_at_every_scrape() -> None:
     text = rig.telemetry.render().decode()
     assert f"# TYPE {PREFIX}_entities gauge" in text
     assert f"# TYPE {PREFIX}_entities_evicted_total counter" in text
+
+
+def test_parts_of_calls_and_calls_that_move_are_counted() -> None:
+    """
+    Scenario: a call with two more spans of the same call inside it, and a call that says nothing of
+    its agent; then the span above both, which names the agent.
+    Guarantees: two tool calls; the inner spans are folded; the calls are moved, and counted with
+    the right agent, not anew.
+    """
+    rig = BookRig()
+    silent = Agent(None, session="s")
+    outer, inner, innermost, other = (silent.call(at(i)) for i in range(4))
+    above = silent.call(at(9), None)
+    above.attributes[0].value.string_value = "invoke_agent"
+    above.attributes.extend(attributes([("gen_ai.agent.name", "planner")]))
+    inner.parent_span_id, innermost.parent_span_id = outer.span_id, inner.span_id
+    outer.parent_span_id = other.parent_span_id = above.span_id
+    rig.send(outer, inner, innermost, other)
+    value = rig.telemetry.registry.get_sample_value
+    wanted = {"tool_calls": (2, 2), "folded": (2, 2), "moved": (0, 2), "duplicates": (0, 0)}
+    for when in range(2):
+        for name, expected in wanted.items():
+            assert value(f"{PREFIX}_{name}_total") == expected[when], name
+        rig.send(above)
+    assert [call.who.agent for call in rig.calls] == [None, None]
+    agents = rig.processor.state.agents.rows
+    assert [row["past"]["total"] for row in agents if row["key"]] == [2]
 
 
 def test_the_ledger_adds_up_over_doors_and_exporters() -> None:

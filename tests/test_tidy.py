@@ -24,38 +24,51 @@ PACKAGE = ROOT / "otel_anomaly"
 # rows above it, so no cycle can form. Doors, exporters and sinks are blind to each other and to
 # the processor: they meet in `handoff`. Everybody may ask the house itself for its version.
 EDGE = {"handoff", "config", "telemetry", "otlp"}
-CORE = {"handoff", "kernels", "config", "otlp", "entities", "detectors"}
+CORE = {"handoff", "kernels", "config", "otlp", "entities", "detectors", "scoring", "state"}
+STEPS = {"policy", "gathering", "correction", "episode_steps"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "handoff": set(),
-    "kernels": set(),
+    "compilation": set(),
+    "kernels": {"compilation"},
     "config": set(),
     "otlp": {"handoff", "kernels"},
     "telemetry": {"handoff"},
     "entities": {"otlp", "kernels", "config"},
-    "detectors": {"entities", "kernels", "config"},
-    "judge": CORE - {"handoff"},
-    "verdict": CORE | {"judge"},
-    "processor": CORE | {"telemetry", "judge", "verdict"},
+    "detectors": {"otlp", "entities", "kernels", "config"},
+    "scoring": {"kernels", "config", "detectors"},
+    "state": CORE - {"handoff", "state"},
+    "policy": {"kernels", "config", "detectors"},
+    "plans": CORE - {"handoff"} | {"policy"},
+    "gathering": CORE - {"handoff"} | {"policy"},
+    "correction": CORE - {"handoff"},
+    "episode_steps": CORE - {"handoff"},
+    "judge": CORE - {"handoff"} | STEPS,
+    "verdict": CORE,
+    "workspace": CORE | {"verdict"},
+    "processor": CORE | {"telemetry", "plans", "gathering", "judge", "verdict", "workspace"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
-    "report": CORE | {"judge", "verdict"},
-    "episodes": CORE | {"judge", "report"},
+    "report": CORE | {"verdict"},
+    "episodes": CORE | {"report"},
     "recordings": {"handoff", "otlp"},
-    "replay": CORE | {"telemetry", "judge", "processor", "recordings", "report"},
-    "warm": {"handoff", "config", "telemetry", "judge", "otlp", "processor", "report"},
+    "explanation": CORE | {"processor", "report"},
+    "replay": CORE | {"telemetry", "processor", "recordings", "report", "explanation"},
+    "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation"},
     "service": CORE
     | EDGE
-    | {"judge", "processor", "report", "episodes", "warm", "receivers", "exporters", "sinks"},
+    | {"processor", "report", "episodes", "warm", "receivers", "exporters", "sinks"},
     "cli": {"handoff", "config", "sinks", "replay", "service"},
     "__main__": {"cli"},
 }
 
 # Packages of others -> the rooms that may know them. One that is not named here may not be used.
 MAY_USE: dict[str, set[str]] = {
-    "numpy": CORE - {"handoff", "config"} | {"judge", "verdict", "processor", "report", "episodes"},
-    "numba": {"kernels"},
+    "numpy": CORE - {"handoff", "config"}
+    | STEPS
+    | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"},
+    "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
     "pydantic_core": {"config"},
@@ -72,7 +85,7 @@ MAY_USE: dict[str, set[str]] = {
 
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a
 # door, a recorded file, the fuzzer and the benchmark.
-PURE = {"otlp", "entities", "detectors", "judge"}
+PURE = {"otlp", "entities", "detectors", "scoring", "state", "plans", "judge"} | STEPS
 OUTSIDE_WORLD = {
     "asyncio",
     "logging",

@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 import threading
 
 import pytest
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from otel_anomaly import processor, warm
+from otel_anomaly.handoff import Signal
 from tests.book_rigs import BookRig
+from tests.naive import children_with_place
+from tests.rig import arrays_of
+from tests.sizes import COMPILED
 
 
 def test_the_requests_are_what_they_should_be() -> None:
     """
     Scenario: the requests written by hand are read by the protobuf library.
-    Guarantees: each is one tool call with ids of its own, both of one trace; the first names a
-    session that is a number, the second names none.
+    Guarantees: they are of one trace; spans have ids of their own; one call carries a session that
+    is a number, arguments and a result, and says nothing of its agent; an agent stands above it.
     """
-    spans, ids = [], set()
-    for body in warm._REQUESTS:
-        message = ExportTraceServiceRequest.FromString(body)
+    children, ids = [], set()
+    for signal, body in warm._REQUESTS:
+        logs = signal is Signal.LOGS
+        message = (ExportLogsServiceRequest if logs else ExportTraceServiceRequest).FromString(body)
         assert message.SerializeToString() == body
-        ((span,),) = (s.spans for r in message.resource_spans for s in r.scope_spans)
-        spans.append({pair.key: pair.value for pair in span.attributes})
-        ids.add(span.span_id)
-        assert (span.trace_id, len(span.span_id)) == (b"\1" * 16, 8)
-        assert spans[-1]["gen_ai.operation.name"].string_value == "execute_tool"
-    assert len(ids) == 2
-    assert spans[0]["session.id"].int_value == 1
-    assert "session.id" not in spans[1]
+        ((child, _, _),) = children_with_place(message)
+        assert child.trace_id == b"\1" * 16
+        if not logs:
+            ids.add(child.span_id)
+        children.append((child, {pair.key: pair.value for pair in child.attributes}))
+    assert {len(span_id) for span_id in ids} == {8}
+    assert len(ids) == 3
+    (call, told), (_, second), (above, who), (_, record) = children
+    assert call.parent_span_id == above.span_id
+    assert told["gen_ai.operation.name"].string_value == "execute_tool"
+    assert told["session.id"].int_value == 1
+    assert {"gen_ai.tool.call.arguments", "gen_ai.tool.call.result"} <= set(told)
+    assert "session.id" not in second
+    assert "gen_ai.agent.name" not in {*told, *second}
+    assert who["gen_ai.agent.name"].string_value == "above"
+    assert record["event.name"].string_value == "tool_result"
 
 
 def test_warming_up_leaves_nothing() -> None:
@@ -38,16 +55,16 @@ def test_warming_up_leaves_nothing() -> None:
     Guarantees: no thread is left, and the state of the other is not touched.
     """
     rig = BookRig()
-    before = [array.copy() for array in rig.processor.state.sessions]
+    before = [array.tobytes() for array in arrays_of(rig.processor.state)]
     threads = threading.active_count()
     runpy.run_path(warm.__file__, run_name="__main__")
     assert threading.active_count() == threads
-    for array, was in zip(rig.processor.state.sessions, before, strict=True):
-        assert array.tobytes() == was.tobytes()
+    assert [array.tobytes() for array in arrays_of(rig.processor.state)] == before
 
 
+@pytest.mark.parametrize("part", ["look_at", "judge", "encode", "splice"])
 def test_kernels_that_do_not_run(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """
     Scenario: a kernel fails on this machine.
@@ -57,17 +74,37 @@ def test_kernels_that_do_not_run(
     def broken(*_: object) -> None:
         raise SystemError("illegal instruction")
 
-    monkeypatch.setattr(processor, "judge", broken)
+    monkeypatch.setattr(processor, part, broken)
     with pytest.raises(AssertionError, match="the kernels do not run on this machine"):
         warm.warm()
     assert "detection failed" in caplog.text
 
 
-def test_every_request_fits_one_byte_lengths() -> None:
+@pytest.mark.skipif(not COMPILED, reason="NUMBA_DISABLE_JIT is set: nothing is compiled")
+def test_nothing_is_left_to_compile() -> None:
     """
-    Scenario: a part that is longer than the simple writer can say.
-    Guarantees: it refuses instead of writing a broken request.
+    Scenario: a fresh process warms up, and then a service's traffic comes: spans and log records of
+    real emitters and of hostile ones, held back and moved, episodes that end, rows that are freed;
+    then a replay.
+    Guarantees: not one kernel is compiled after warming up: no request ever waits for a compiler.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.compiled_kernels"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": "."},
+        timeout=1200,  # On a machine that never compiled them, it compiles them all.
+    )
+    assert (done.stdout, done.returncode) == ("", 0), done.stderr
+
+
+def test_every_request_fits_its_lengths() -> None:
+    """
+    Scenario: parts that are as long as the simple writer can say, and one that is longer.
+    Guarantees: lengths of one byte and of two are what protobuf reads; more is refused.
     """
     assert warm._chunk(1, b"x" * 127)[:2] == b"\x0a\x7f"
+    assert warm._chunk(1, b"x" * 300)[:3] == b"\x0a\xac\x02"
     with pytest.raises(AssertionError):
-        warm._chunk(1, b"x" * 128)
+        warm._chunk(1, b"x" * (1 << 14))

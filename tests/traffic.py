@@ -177,26 +177,46 @@ TOOLS = (
 )
 
 
+BENCHMARK_ARGUMENT_BYTES = 60
+
+
 def benchmark_request(
-    spans: int = 512, agents: int = 10_000, seed: int = 1, *, start_ns: int = START_NS
+    spans: int = 512,
+    agents: int = 10_000,
+    seed: int = 1,
+    *,
+    start_ns: int = START_NS,
+    argument_bytes: int = BENCHMARK_ARGUMENT_BYTES,
 ) -> bytes:
     """What a busy fleet sends: `spans` tool calls of agents drawn from `agents`, 530 B each.
 
     An agent's name and its one session depend on its number alone, so two seeds share agents but
-    not ids. The calls end one after the other, a millisecond apart from `start_ns` on.
+    not ids. The calls end one after the other, a millisecond apart from `start_ns` on. Each has
+    `argument_bytes` bytes of arguments: words, when there are more than the usual.
     """
     rng = random.Random(seed)
     calls = [
-        _benchmark_span(rng, rng.randrange(agents), start_ns + index * 1_000_000)
+        _benchmark_span(rng, rng.randrange(agents), start_ns + index * 1_000_000, argument_bytes)
         for index in range(spans)
     ]
     return request(calls, resource=SDK_RESOURCE)
 
 
-def _benchmark_span(rng: random.Random, agent: int, end_ns: int) -> Span:
+PROSE = (
+    "please check whether the parcel that was ordered on Monday has left the warehouse, and if it"
+    " has not, write to the customer that it will be sent to the new address within two days."
+)
+
+
+def _benchmark_span(
+    rng: random.Random, agent: int, end_ns: int, argument_bytes: int = BENCHMARK_ARGUMENT_BYTES
+) -> Span:
     tool, description, argument = TOOLS[rng.randrange(len(TOOLS))]
     said = rng.randbytes(32).hex()
-    arguments = json.dumps({argument: said[: 60 - len(json.dumps({argument: ""}))]})
+    if argument_bytes > BENCHMARK_ARGUMENT_BYTES:
+        words = PROSE.split()
+        said += "".join(f" {rng.choice(words)}" for _ in range(argument_bytes // 2))
+    arguments = json.dumps({argument: said[: argument_bytes - len(json.dumps({argument: ""}))]})
     span = tool_span(
         trace_id=rng.randbytes(16),
         span_id=rng.randbytes(8),

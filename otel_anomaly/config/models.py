@@ -12,7 +12,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from otel_anomaly.config.conflicts import check_together, conflict
+from otel_anomaly.config.detectors import DetectorsConfig
 from otel_anomaly.config.exporters import AnyExporterConfig, FileExporterConfig, tagged
+from otel_anomaly.config.identity import IdentityConfig
+from otel_anomaly.config.overrides import OVERRIDES_MAX, OverrideConfig, check_overrides
+from otel_anomaly.config.patterns import Globs
 from otel_anomaly.config.quantities import (
     GIB,
     MIB,
@@ -24,8 +28,6 @@ from otel_anomaly.config.quantities import (
     Size,
 )
 from otel_anomaly.config.section import Section
-
-_KEYS_MAX, _KEY_BYTES_MAX = 32, 256
 
 
 class GrpcReceiverConfig(Section):
@@ -80,142 +82,28 @@ class ReceiversConfig(Section):
     otlp: OtlpReceiverConfig = OtlpReceiverConfig()
 
 
-class EntityLimits(Section):
-    """How much is remembered. Each is a number of rows; beyond it the longest idle go."""
+class DialectsConfig(Section):
+    """Which spans are tool calls. The table of instrumentations is built in."""
 
-    agents: Count = Field(default=131072, ge=1, le=1 << 24)
-    """Agents with a past of their own."""
-    sessions: Count = Field(default=262144, ge=1, le=1 << 24)
-    """Sessions with a rate counter."""
-    traces: Count = Field(default=65536, ge=1, le=1 << 24)
-    """Traces whose identity is remembered for spans that come later."""
-    spans: Count = Field(default=262144, ge=1, le=1 << 26)
-    """Span ids remembered, so that a span delivered twice counts once."""
-    agent_idle: Annotated[Duration, Field(gt=0)] = 24 * 3600 * SECOND_NS
-    """An agent silent for so long may be forgotten at any time."""
-    session_idle: Annotated[Duration, Field(gt=0)] = 3600 * SECOND_NS
-    """A session silent for so long may be forgotten at any time."""
-    agent_keep: Duration = 600 * SECOND_NS
-    """An agent seen within this time is never evicted: newcomers share the overflow row."""
-    session_keep: Duration = 60 * SECOND_NS
-    """A session seen within this time is never evicted: newcomers share the overflow row."""
-
-    @model_validator(mode="after")
-    def _kept_no_longer_than_idle(self) -> Self:
-        if self.agent_keep > self.agent_idle:
-            raise conflict("agent_keep must be at most agent_idle", "agent_keep", "agent_idle")
-        if self.session_keep > self.session_idle:
-            text = "session_keep must be at most session_idle"
-            raise conflict(text, "session_keep", "session_idle")
-        return self
-
-
-class IdentityConfig(Section):
-    """Who made a call. Attribute keys in order of preference: span, then resource, then trace."""
-
-    tenant: tuple[str, ...] = ("tenant.id", "microsoft.tenant.id", "organization.id")
-    """Keys of the tenant."""
-    agent: tuple[str, ...] = (
-        "gen_ai.agent.name",
-        "gen_ai.main_agent.name",
-        "gen_ai.agent.id",
-        "service.name",
-    )
-    """Keys of the agent."""
-    session: tuple[str, ...] = ("gen_ai.conversation.id", "session.id")
-    """Keys of the session. None found: the user, the tenant, then `anon` stand in."""
-    user: tuple[str, ...] = ("enduser.id", "user.id", "user.email", "enduser.pseudo.id")
-    """Keys of the user."""
-    owner: tuple[str, ...] = ()
-    """Keys naming whom the presented credential belongs to."""
-    weak: tuple[str, ...] = ("gen_ai.agent.id", "service.name")
-    """Keys of the above that count only when span, resource and trace hold none of the others."""
-    limits: EntityLimits = EntityLimits()
-
-    @field_validator("tenant", "agent", "session", "user", "owner", "weak")
-    @classmethod
-    def _keys_are_sound(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if len(keys) > _KEYS_MAX or len(set(keys)) != len(keys):
-            raise ValueError(f"must be at most {_KEYS_MAX} keys, each once")
-        if any(not key or len(key.encode()) > _KEY_BYTES_MAX for key in keys):
-            raise ValueError(f"must be keys of 1 to {_KEY_BYTES_MAX} bytes")
-        return keys
-
-    @model_validator(mode="after")
-    def _weak_keys_are_used(self) -> Self:
-        used = {*self.tenant, *self.agent, *self.session, *self.user, *self.owner}
-        if stray := set(self.weak) - used:
-            raise conflict(f"names keys that no identity uses: {', '.join(sorted(stray))}", "weak")
-        return self
-
-
-class RateConfig(Section):
-    """Calls of a session in the last window against two fixed limits, inclusive; 0 is off."""
-
-    enabled: bool = True
-    """Whether the detector runs."""
-    scope: Literal["session", "agent", "user", "tenant"] = "session"
-    """Whose calls are added up."""
-    window: Duration = 60 * SECOND_NS
-    """Length of the window: 1s to 60s, whole seconds."""
-    warn: Count = Field(default=100, ge=0, le=65535)
-    """Calls in the window from which the action is warn; 0 is off."""
-    block: Count = Field(default=500, ge=0, le=65535)
-    """Calls in the window from which the action is block; 0 is off."""
-
-    @model_validator(mode="after")
-    def _ladder(self) -> Self:
-        if self.window % SECOND_NS or not SECOND_NS <= self.window <= 60 * SECOND_NS:
-            raise conflict("must be whole seconds from 1s to 60s", "window")
-        if self.warn and self.block and self.warn >= self.block:
-            text = f"warn ({self.warn}) must be below block ({self.block}), or one of them 0"
-            raise conflict(text, "warn", "block")
-        return self
-
-
-class RateShiftConfig(Section):
-    """An agent's open bucket far above its own closed ones, at 1 s and at 60 s."""
-
-    enabled: bool = True
-    """Whether the detector runs."""
-    k: Ratio = Field(default=3.0, gt=0, le=1000)
-    """How many robust standard deviations above the median the limit lies."""
-    ratio: Ratio = Field(default=2.0, ge=1, le=1000)
-    """The limit is at least so many times the level reached in three closed buckets."""
-    min_calls_second: Count = Field(default=30, ge=1, le=65535)
-    """No one-second bucket below this is ever a shift."""
-    min_calls_minute: Count = Field(default=120, ge=1, le=65535)
-    """No one-minute bucket below this is ever a shift."""
-    min_buckets: Count = Field(default=10, ge=3, le=59)
-    """Closed buckets needed before a resolution judges: its learning time."""
-    min_samples: Count = Field(default=10, ge=1, le=1_000_000)
-    """Calls needed in the agent's past before anything is judged."""
-    ceiling: Count = Field(default=6000, ge=0, le=65535)
-    """Calls of an agent in one minute that are a shift whatever its past; 0 is off."""
-    action: Literal["warn", "pause", "block"] = "pause"
-    """What a shift asks for."""
-
-    @model_validator(mode="after")
-    def _ceiling_above_floor(self) -> Self:
-        if self.ceiling and self.ceiling < self.min_calls_minute:
-            floor = self.min_calls_minute
-            text = f"ceiling ({self.ceiling}) must be at least min_calls_minute ({floor}), or 0"
-            raise conflict(text, "ceiling", "min_calls_minute")
-        return self
-
-
-class DetectorsConfig(Section):
-    """One section per detector."""
-
-    rate: RateConfig = RateConfig()
-    rate_shift: RateShiftConfig = RateShiftConfig()
+    lenient: bool = False
+    """Whether a span is a call that has a tool's name, or a name like `execute_tool X`, alone."""
 
 
 class PolicyConfig(Section):
     """From findings to the verdict: the strongest action wins."""
 
+    mode: Literal["enforce", "observe"] = "enforce"
+    """`enforce`: actions are written as decided. `observe`: nothing above warn is written; agents
+    learn by what was decided all the same."""
     max_clock_skew: Annotated[Duration, Field(le=30 * SECOND_NS)] = 10 * SECOND_NS
     """How far ahead of arrival a span may end; one further ahead is taken as ending at arrival."""
+    polling_tools: Globs = ()
+    """Tools that ask the same again and again by nature: no loop, no burst. Patterns."""
+    batch_tools: Globs = ()
+    """Tools that are called in masses by nature: no burst. Patterns."""
+    overrides: tuple[OverrideConfig, ...] = Field(default=(), max_length=OVERRIDES_MAX)
+    """Other limits for some calls; of several that match, the first alone. An agent tells its own
+    name and its tools': a laxer override is safest with a tenant."""
 
 
 class AnnotateConfig(Section):
@@ -296,6 +184,7 @@ class Config(Section):
 
     receivers: ReceiversConfig = ReceiversConfig()
     identity: IdentityConfig = IdentityConfig()
+    dialects: DialectsConfig = DialectsConfig()
     detectors: DetectorsConfig = DetectorsConfig()
     policy: PolicyConfig = PolicyConfig()
     annotate: AnnotateConfig = AnnotateConfig()
@@ -320,4 +209,5 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         check_together(self)
+        check_overrides(self)
         return self

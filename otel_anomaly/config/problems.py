@@ -14,17 +14,22 @@ from typing import TYPE_CHECKING, Any, get_args
 from otel_anomaly.config.conflicts import CONFLICT
 from otel_anomaly.config.exporters import EXPORTER_MODELS, exporter_kind
 from otel_anomaly.config.models import Config
+from otel_anomaly.config.overrides import OVERRIDES
 from otel_anomaly.config.quantities import quantity_text
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.yaml_text import KeyPath, Layer, Origin, dotted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from pydantic import ValidationError
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 SECRET = "***"  # noqa: S105 - what stands in its place.
 _SHOWN_CHARS_MAX = 60
+_IN_OVERRIDES = ("policy", "overrides", "detectors")
+"""Way to an override's detectors, without its number: a detectors section once more."""
 
 _MUST_BE = {
     "bool_parsing": "true or false",
@@ -51,7 +56,16 @@ _LIMITS = {
 
 def problems(error: ValidationError, layer: Layer) -> list[str]:
     """One line for each thing that is wrong, as `file:line: key: what (got value)`."""
-    return [_problem(details, layer) for details in error.errors(include_url=False)]
+    return [_problem(details, layer) for details in _single(error.errors(include_url=False))]
+
+
+def _single(errors: Iterable[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Each error by itself: those of overrides come as one."""
+    for details in errors:
+        if details["type"] == OVERRIDES:
+            yield from details["ctx"]["errors"]
+        else:
+            yield details
 
 
 def _problem(details: ErrorDetails, layer: Layer) -> str:
@@ -96,6 +110,8 @@ def _rule(details: ErrorDetails, path: KeyPath) -> str:
         return str(context["error"])
     if kind == "literal_error":
         return f"must be {context['expected']}"
+    if kind == "too_long":
+        return f"must have at most {context['max_length']} items"
     if kind in _MUST_BE:
         return f"must be {_MUST_BE[kind]}"
     if kind in _LIMITS:
@@ -149,17 +165,21 @@ def _unknown_key(path: KeyPath) -> str:
 def section_at(path: KeyPath) -> type[Section] | None:
     """The model of the block at `path`."""
     section: type[Section] | None = Config
+    if path[:2] == _IN_OVERRIDES[:2] and path[3:4] == _IN_OVERRIDES[2:]:
+        path = path[3:]
     if path[:1] == ("exporters",):
         kind = exporter_kind(str(path[1])) if len(path) > 1 else None
         section, path = EXPORTER_MODELS.get(kind or ""), path[2:]
     for key in path:
-        field = section.model_fields.get(str(key)) if section else None
+        if isinstance(key, int):
+            continue  # An item of a list has the model that the list has.
+        field = section.model_fields.get(key) if section else None
         section = section_of(field) if field else None
     return section
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:
-    """The model of a field that is a block; None for a value."""
+    """The model of a field that is a block or a list of blocks; None for a value."""
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, Section):
             return kind

@@ -6,15 +6,16 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SECOND_NS = 1_000_000_000
+DAY_NS = 86400 * SECOND_NS
 
-DURATION_MAX_NS = 3650 * 86400 * SECOND_NS
+DURATION_MAX_NS = 3650 * DAY_NS
 """Ten years: sums of a few of these and a time of today fit in an int64."""
 SIZE_MAX_BYTES = 1024 * GIB
 
@@ -135,8 +136,13 @@ Count = Annotated[int, BeforeValidator(_whole)]
 """A whole number."""
 Ratio = Annotated[float, BeforeValidator(_real)]
 """A number."""
-Duration = Annotated[int, BeforeValidator(duration_ns), Field(ge=0, le=DURATION_MAX_NS)]
-"""Nanoseconds inside, `10s` in YAML."""
+Duration = Annotated[
+    int,
+    BeforeValidator(duration_ns),
+    Field(ge=0, le=DURATION_MAX_NS),
+    PlainSerializer(duration_text, when_used="json"),
+]
+"""Nanoseconds inside, `10s` in YAML and JSON."""
 Size = Annotated[int, BeforeValidator(size_bytes), Field(ge=0, le=SIZE_MAX_BYTES)]
 """Bytes inside, `64MiB` in YAML."""
 Endpoint = Annotated[str, BeforeValidator(_endpoint)]

@@ -7,23 +7,26 @@ from typing import TYPE_CHECKING
 from otel_anomaly.config.conflicts import audit_path, signal_paths
 from otel_anomaly.config.problems import without_password
 from otel_anomaly.config.quantities import quantity_text
+from otel_anomaly.config.section import Section
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from otel_anomaly.config.exporters import AnyExporterConfig
     from otel_anomaly.config.models import Config
-    from otel_anomaly.config.section import Section
+
+
+_MODES = {
+    "enforce": "enforce: actions are written as decided",
+    "observe": "observe: nothing above warn is written",
+}
 
 
 def summary(config: Config) -> str:
-    """Doors, detectors that are on with their limits, exporters, and what stands beside."""
+    """Doors, detectors that are on with their limits, policy, exporters, and what stands beside."""
     protocols = config.receivers.otlp.protocols
     named = (("grpc", protocols.grpc), ("http", protocols.http))
     doors = [f"otlp/{name} on {door.endpoint}" for name, door in named if door]
-    detectors = [
-        f"{name} ({_limits(getattr(config.detectors, name))})"
-        for name in type(config.detectors).model_fields
-        if getattr(config.detectors, name).enabled
-    ]
     exporters = [
         f"{name} ({_target(config, exporter)})" for name, exporter in config.exporters.items()
     ]
@@ -33,22 +36,46 @@ def summary(config: Config) -> str:
     return "; ".join(
         (
             f"receives {', '.join(doors)}",
-            f"judges {', '.join(detectors) or 'nothing'}",
+            f"judges {', '.join(_detectors(config)) or 'nothing'}",
+            _policy(config),
             f"forwards to {', '.join(exporters)}",
             *beside,
         )
     )
 
 
-def _limits(detector: Section) -> str:
-    """`window 60s, warn 100`: every key but the switch."""
-    texts = []
-    for name, field in type(detector).model_fields.items():
-        value = getattr(detector, name)
-        if name != "enabled":
+def _detectors(config: Config) -> Iterator[str]:
+    """`rate (window 60s, warn 100)` of each that is on; one that needs a list has one."""
+    detectors = config.detectors
+    for name in type(detectors).model_fields:
+        section = getattr(detectors, name)
+        if not getattr(section, "enabled", False):
+            continue
+        if name == "unknown_connection" and not detectors.unknown_connection.allow:
+            continue
+        limits = ", ".join(_limits(section))
+        yield f"{name} ({limits})" if limits else name
+
+
+def _limits(section: Section) -> Iterator[str]:
+    """`window 60s`, `allow 3 entries`: every key but the switch and what is empty."""
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if name == "enabled" or value is None or value == ():
+            continue
+        if isinstance(value, Section):
+            yield f"{name} {' '.join(_limits(value))}"
+        elif isinstance(value, tuple):
+            yield f"{name} {len(value)} {'entry' if len(value) == 1 else 'entries'}"
+        else:
             quantity = quantity_text(field, value) if isinstance(value, int) else None
-            texts.append(f"{name} {quantity or value}")
-    return ", ".join(texts)
+            yield f"{name} {quantity or value}"
+
+
+def _policy(config: Config) -> str:
+    count = len(config.policy.overrides)
+    overrides = f", {count} override{'' if count == 1 else 's'}" if count else ""
+    return _MODES[config.policy.mode] + overrides
 
 
 def _target(config: Config, exporter: AnyExporterConfig) -> str:

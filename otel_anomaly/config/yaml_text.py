@@ -65,18 +65,19 @@ class Layer(NamedTuple):
         for path, origin in other.origins.items():
             if len(path) >= other.depth or path not in origins:  # The way to a key is not the key.
                 origins[path] = origin
-        return Layer(_merge(self.data, other.data), origins)
+        return Layer(merged(self.data, other.data), origins)
 
 
-def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` on top of `below`: maps merge, the rest is replaced, null over a map is nothing."""
+    both = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
+        old = both.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _merge(old, value)
+            both[key] = merged(old, value)
         elif value is not None or not isinstance(old, dict):
-            merged[key] = value
-    return merged
+            both[key] = value
+    return both
 
 
 def read_yaml(text: str, origin: Origin, root: KeyPath, environ: Mapping[str, str]) -> Layer:
@@ -225,5 +226,6 @@ def _bases(node: yaml.MappingNode) -> Iterator[yaml.Node]:
 
 
 def dotted(path: KeyPath) -> str:
-    """A key path as people write it."""
-    return ".".join(map(str, path))
+    """A key path as people write it: `policy.overrides[0].agent`."""
+    parts = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return "".join(parts).removeprefix(".")

@@ -4,10 +4,7 @@ Sees: a runaway or hijacked session, from its first minute on; nothing needs to 
 Blind to: a session that stays under the limits, and a client that takes a new session for every
 few calls. The agent's own past (`rate_shift`, with its ceiling) is the answer to the second.
 
-    row:   | 12 | 3 | 0 | 0 | 7 | ... |   one counter a second, `window` of them in use
-                      ^ head: the newest second seen; a second's place is `second % 60`
-
-    total = sum of the counters over (head - window, head], the call being judged included
+    total = calls in (newest second - window, newest second], the call being judged included
     total >= block -> block;  else total >= warn -> warn;  each off when 0
 
 A call late by less than the window goes to its own second; a later one is not counted. The score
@@ -18,8 +15,8 @@ telemetry the action is advice. What was refused at our door, or delivered twice
 a client that sends again is not punished for it, and a session is below the line one window after
 it slows.
 
-Counters are 16 bits and stay at 65535; limits are bounded to match. Source: the ring of one-second
-counters is Grob's tool-spike detector (azerozero/grob, `src/security/tool_spike.rs`).
+Counters stay at 65535 (`ring`); limits are bounded to match. Source: Grob's tool-spike detector
+(azerozero/grob, `src/security/tool_spike.rs`).
 
 >>> from otel_anomaly.config import RateConfig
 >>> plan, state = make_plan(RateConfig(warn=2, block=3)), make_state(1)
@@ -51,19 +48,25 @@ from otel_anomaly.detectors.finding import (
     SIGN,
     WARN,
 )
+from otel_anomaly.detectors.ring import RING, add, bring_up, holds, take_back
 from otel_anomaly.kernels import Int, Record, inlined
 
-__all__ = ["ACTIONS", "SECOND_NS", "SIGN", "STATE", "learn", "make_plan", "make_state", "score"]
-
-SECONDS: Final = 60
-COUNT_MAX: Final = 65535
+__all__ = [
+    "ACTIONS",
+    "CLAUSES",
+    "SECOND_NS",
+    "SIGN",
+    "STATE",
+    "learn",
+    "make_plan",
+    "make_state",
+    "score",
+    "unlearn",
+]
 
 PLAN = np.dtype([("enabled", "i8"), ("seconds", "i8"), ("warn", "i8"), ("block", "i8")])
-STATE = np.dtype(
-    [("head", "i8"), ("total", "i4"), ("counts", "u2", (SECONDS,))],
-    align=True,
-)
-CLAUSE: Final = "rate: {observed} calls in {window} s, limit {limit}"
+STATE = RING
+CLAUSES: Final = ("{observed} calls in {window} s, limit {limit}",)
 
 
 def make_plan(config: RateConfig) -> np.ndarray:
@@ -80,30 +83,12 @@ def make_state(capacity: int) -> np.ndarray:
 
 
 @inlined
-def _advance(state: Record, second: Int, seconds: Int) -> None:
-    """Move the head to a newer second, dropping what leaves the window."""
-    gap = second - state["head"]
-    if gap >= seconds:
-        for place in range(SECONDS):
-            state["counts"][place] = 0
-        state["total"] = 0
-    else:
-        leaving = (second - seconds) % SECONDS
-        for _ in range(gap):
-            state["total"] -= state["counts"][leaving]
-            state["counts"][leaving] = 0
-            leaving = leaving - 1 if leaving > 0 else np.int64(SECONDS - 1)
-    state["head"] = second
-
-
-@inlined
 def score(state: Record, plan: Record, now_ns: Int, fresh: bool, sign: Record) -> None:
     """Judge one call that ended at `now_ns`; `fresh`: it is not counted yet (no duplicate)."""
     second = now_ns // SECOND_NS
-    if second > state["head"]:
-        _advance(state, second, plan["seconds"])
-    sign["skipped"] = JUDGED if second > state["head"] - plan["seconds"] else LATE
-    sign["score"], sign["action"], sign["limit"] = 0.0, ALLOW, 0.0
+    bring_up(state, second, plan["seconds"])
+    sign["skipped"] = JUDGED if holds(state, second, plan["seconds"]) else LATE
+    sign["score"], sign["action"], sign["limit"], sign["variant"] = 0.0, ALLOW, 0.0, 0
     sign["usual"], sign["window_s"], sign["ratio"] = 0.0, plan["seconds"], 0.0
     total = state["total"] + (1 if fresh else 0)
     sign["observed"] = total
@@ -125,7 +110,10 @@ def score(state: Record, plan: Record, now_ns: Int, fresh: bool, sign: Record) -
 @inlined
 def learn(state: Record, now_ns: Int) -> None:
     """Count a call that `score` has just judged and that is not late."""
-    place = (now_ns // SECOND_NS) % SECONDS
-    if state["counts"][place] < COUNT_MAX:
-        state["counts"][place] += 1
-        state["total"] += 1
+    add(state, now_ns // SECOND_NS)
+
+
+@inlined
+def unlearn(state: Record, plan: Record, now_ns: Int) -> None:
+    """Undo `learn`, unless the call has left the window since."""
+    take_back(state, now_ns // SECOND_NS, plan["seconds"])

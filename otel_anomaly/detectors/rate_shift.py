@@ -92,7 +92,7 @@ STATE = np.dtype(
     ],
     align=True,
 )
-CLAUSE: Final = "rate_shift: {observed} calls in {window} s, limit {limit}, usual {usual}"
+CLAUSES: Final = ("{observed} calls in {window} s, limit {limit}, usual {usual}",)
 
 
 def make_plan(config: RateShiftConfig) -> np.ndarray:
@@ -245,7 +245,7 @@ def _judge_ring(
 def score(state: Record, plan: Record, now_ns: Int, fresh: bool, sign: Record) -> None:
     """Judge one call that ended at `now_ns`; `fresh`: it is not counted yet (no duplicate)."""
     sign["score"], sign["action"], sign["observed"], sign["limit"] = 0.0, ALLOW, 0.0, 0.0
-    sign["usual"], sign["window_s"], sign["ratio"] = 0.0, 0.0, 0.0
+    sign["usual"], sign["window_s"], sign["ratio"], sign["variant"] = 0.0, 0.0, 0.0, 0
     second, minute = now_ns // SECOND_NS, now_ns // MINUTE_NS
     if state["first_ns"] == 0:
         state["first_ns"] = now_ns
@@ -286,3 +286,16 @@ def learn(state: Record, now_ns: Int, alarmed: Int) -> None:
             state["flagged"][which] |= np.int64(1) << place
     if not alarmed:
         state["samples"] += 1
+
+
+@inlined
+def unlearn(state: Record, now_ns: Int, alarmed: Int) -> None:
+    """Undo `learn`, as far as the rings still reach: the call turned out to be another agent's."""
+    for which in range(2):
+        bucket = now_ns // (SECOND_NS if which == 0 else MINUTE_NS)
+        place = bucket % BUCKETS
+        held = state["head"][which] - BUCKETS < bucket <= state["head"][which]
+        if held and state["counts"][which, place] > 0:
+            state["counts"][which, place] -= 1
+    if not alarmed and state["samples"] > 0:
+        state["samples"] -= 1

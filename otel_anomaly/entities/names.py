@@ -5,11 +5,12 @@ Only for calls that somebody is told about; the kernels never need a text.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
 from otel_anomaly.entities.identity import (
+    FROM_ABOVE,
     FROM_NOBODY,
     FROM_TRACE,
     NAME_BYTES,
@@ -19,7 +20,7 @@ from otel_anomaly.entities.identity import (
     OF_TENANT,
     OF_USER,
 )
-from otel_anomaly.entities.table import Table
+from otel_anomaly.entities.table import Table, find
 from otel_anomaly.otlp.attributes import BOOL, STRING
 from otel_anomaly.otlp.dialects import AGENT, SESSION, TENANT, TOOL, USER, WHO
 from otel_anomaly.otlp.scan import ABSENT
@@ -58,23 +59,43 @@ def decode(data: np.ndarray, kind: int, at: int, length: int) -> str:
     return str(number)
 
 
+class Texts(Protocol):
+    """Where the texts of borrowed identities are kept."""
+
+    @property
+    def traces(self) -> Table:
+        """Of `identity.TRACE`."""
+
+    @property
+    def names(self) -> Table:
+        """Of `identity.NAME`."""
+
+
 def _identity(
-    data: np.ndarray, row: np.void, person: np.void, traces: Table, who: int
+    data: np.ndarray, row: np.void, person: np.void, texts: Texts, who: int
 ) -> str | None:
     source = person["source"][who]
     if source == FROM_NOBODY:
         return None
+    if source == FROM_ABOVE:
+        found = find(texts.names, np.int64(person["hash"][who]))
+        name = texts.names.rows[found]
+        return _kept(name["text"], int(name["kind"]), int(name["length"])) if found else None
     if source != FROM_TRACE:
         return decode(data, row["kind"][who], int(row["at"][who]), int(row["length"][who]))
-    trace = traces.rows[person["trace"]]
-    length = int(trace["length"][who])
-    told = decode(trace["text"][who], int(trace["kind"][who]), 0, min(length, NAME_BYTES))
+    trace = texts.traces.rows[person["trace"]]
+    return _kept(trace["text"][who], int(trace["kind"][who]), int(trace["length"][who]))
+
+
+def _kept(text: np.ndarray, kind: int, length: int) -> str:
+    """A text of which the first NAME_BYTES were kept."""
+    told = decode(text, kind, 0, min(length, NAME_BYTES))
     return told if length <= NAME_BYTES else told + "..."
 
 
-def caller(data: np.ndarray, row: np.void, person: np.void, traces: Table) -> Caller:
+def caller(data: np.ndarray, row: np.void, person: np.void, texts: Texts) -> Caller:
     """Who made the call of `row`. True only until the next request is judged."""
-    return Caller(*(_identity(data, row, person, traces, who) for who in range(len(WHO))))
+    return Caller(*(_identity(data, row, person, texts, who) for who in range(len(WHO))))
 
 
 def tool(data: np.ndarray, row: np.void) -> str | None:

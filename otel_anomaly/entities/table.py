@@ -194,6 +194,15 @@ def remove(table: Table, key: Int) -> None:
 
 
 @kernel
+def release(table: Table, row: Int) -> None:
+    """Give back a row that is in use; its record stays readable until the row is taken again."""
+    remove(table, table.rows[row]["key"])
+    table.rows[row]["key"] = 0
+    table.rows[row]["seen_ns"] = table.head[0]["free"]
+    table.head[0]["free"] = row
+
+
+@kernel
 def sweep(table: Table, now_ns: Int, count: Int) -> Int:
     """Free the rows among the next `count` under the hand that are idle. Returns how many.
 
@@ -207,10 +216,7 @@ def sweep(table: Table, now_ns: Int, count: Int) -> Int:
         head["hand"] = row + 1 if row < head["used"] else 1
         entity = table.rows[row]
         if entity["key"] != 0 and now_ns - entity["seen_ns"] > head["idle_ns"]:
-            remove(table, entity["key"])
-            entity["key"] = 0
-            entity["seen_ns"] = head["free"]
-            head["free"] = row
+            release(table, row)
             head["evicted"] += 1
             freed += 1
     return freed

@@ -24,8 +24,9 @@ from otel_anomaly.otlp.wire import (
     skip,
 )
 
-NONE, STRING, BOOL, INT = range(4)
-"""Kinds of a value. NONE: absent, or of a type that names nobody."""
+NONE, STRING, BOOL, INT, ANY = range(5)
+"""Kinds of a value. NONE: absent. ANY: a list, a map, bytes or a double, which name nobody; its
+range is that of the whole AnyValue."""
 
 IN_NOTHING = np.int64(0)
 """Depth for walking what is checked already."""
@@ -44,14 +45,16 @@ def _last_key(data: Array, at: Int, end: Int) -> tuple[Int, Int]:
 
 
 @kernel
-def _scalar(
+def read_value(
     data: Array, at: Int, end: Int, kind: Int, value_at: Int, length: Int
 ) -> tuple[Int, Int, Int]:
-    """The scalar an AnyValue ends up with: (kind, where, length). The range is checked.
+    """What an AnyValue ends up with: (kind, where, length). The range is checked.
 
     The members are one oneof: the last on the wire wins, also over one of another type. What
-    comes in is what an earlier AnyValue of the same pair left, for protobuf merges them.
+    comes in is what an earlier AnyValue of the same pair left, for protobuf merges them; but of
+    lists and maps in several such parts only the last part is told.
     """
+    first = at
     while at < end:
         tag, at = read_tag(data, at, end)
         field, wire = tag >> 3, tag & 7
@@ -61,7 +64,7 @@ def _scalar(
         elif (field == 2 or field == 3) and wire == VARINT:
             kind, value_at, length = BOOL if field == 2 else INT, at, end - at
         elif (field == 4 and wire == FIXED64) or (5 <= field <= 7 and wire == BYTES):
-            kind = NONE
+            kind, value_at, length = ANY, first, end - first
         elif field == 8 and wire == VARINT:
             kind = NONE  # An index into a table that only profiles have.
         at = skip(data, at, end, tag, IN_NOTHING)
@@ -81,7 +84,7 @@ def read_unusual_pair(
         tag, at = read_tag(data, at, end)
         if tag == (2 << 3 | BYTES):
             start, stop = read_length(data, at, end)
-            kind, value_at, length = _scalar(data, start, stop, kind, value_at, length)
+            kind, value_at, length = read_value(data, start, stop, kind, value_at, length)
         at = skip(data, at, end, tag, IN_NOTHING)
     return True, key, key_end, kind, value_at, length
 

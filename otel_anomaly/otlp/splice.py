@@ -14,17 +14,11 @@ from typing import Final
 import numpy as np
 
 from otel_anomaly.kernels import Array, Int, Record, borrow, copy, inlined, kernel
-from otel_anomaly.otlp.scan import (
-    END,
-    IN_ATTRIBUTE,
-    IN_SPAN,
-    LENGTH_AT,
-    PARENT,
-    START,
-    Columns,
-    is_forged_pair,
-)
-from otel_anomaly.otlp.wire import BYTES, read_length, read_tag, skip
+from otel_anomaly.otlp.records import ATTRIBUTES_OF_RECORD
+from otel_anomaly.otlp.rows import IN_ATTRIBUTE, IN_SPAN
+from otel_anomaly.otlp.scan import END, LENGTH_AT, LOGS, PARENT, START, Columns
+from otel_anomaly.otlp.spans import ATTRIBUTES_OF_SPAN, is_forged_pair
+from otel_anomaly.otlp.wire import read_length, read_tag, skip
 
 VARINT_MAX: Final = 10
 """Most bytes that a length can grow by: an empty span is one byte, its new length at most five."""
@@ -110,13 +104,18 @@ def _open(
 
 
 @kernel
-def _copy_unforged(data: Array, at: Int, end: Int, keys: Record, out: Array, to: Int) -> Int:
-    """Copy the fields of a span but for attributes under our prefix. Returns the new position."""
+def _copy_unforged(
+    data: Array, at: Int, end: Int, attributes: Int, keys: Record, out: Array, to: Int
+) -> Int:
+    """Copy the fields of a span but for attributes under our prefix. Returns the new position.
+
+    `attributes` is the tag of a span's or a log record's attributes.
+    """
     while at < end:
         field_at = at
         tag, at = read_tag(data, at, end)
         forged = False
-        if tag == (9 << 3 | BYTES):
+        if tag == attributes:
             start, stop = read_length(data, at, end)
             forged = is_forged_pair(data, start, stop, keys)
         at = skip(data, at, end, tag, IN_SPAN)
@@ -127,8 +126,17 @@ def _copy_unforged(data: Array, at: Int, end: Int, keys: Record, out: Array, to:
 
 
 @kernel
+def _retag(out: Array, at: Int, end: Int, attributes: Int) -> None:
+    """Make the appended `Span.attributes` fields in the range those of a log record."""
+    while at < end:
+        out[at] = attributes
+        _, at = read_length(out, at + 1, end)
+
+
+@kernel
 def _splice(
     data: Array,
+    attributes: Int,
     rows: Array,
     resources: Array,
     scopes: Array,
@@ -164,8 +172,11 @@ def _splice(
             copy(out, at, data, row["start"], row["end"] - row["start"])
             at += row["end"] - row["start"]
         else:
-            at = _copy_unforged(data, np.int64(row["start"]), np.int64(row["end"]), keys, out, at)
+            start, stop = np.int64(row["start"]), np.int64(row["end"])
+            at = _copy_unforged(data, start, stop, attributes, keys, out, at)
         copy(out, at, blob, blob_at, added)
+        if attributes != ATTRIBUTES_OF_SPAN:
+            _retag(out, at, at + added, attributes)
         at += added
         done = np.int64(row["end"])
     copy(out, at, data, done, data.size - done)
@@ -175,9 +186,9 @@ def _splice(
 def splice(columns: Columns, keys: np.ndarray, blob: np.ndarray, ends: np.ndarray) -> bytes:
     """Append to each row's span the encoded attributes `blob[ends[row - 1]:ends[row]]`.
 
-    `blob` is uint8 and holds whole `Span.attributes` fields, tag and length included; `ends` is
-    int64 [rows]. Attributes under our prefix that came with a span are left out. Returns `body`
-    itself when nothing changes.
+    `blob` is uint8 and holds whole `Span.attributes` fields, tag and length included, also for log
+    records, whose own tag they get; `ends` is int64 [rows]. Attributes under our prefix that came
+    with a span are left out. Returns `body` itself when nothing changes.
     """
     rows = columns.rows
     assert ends.size == rows.size
@@ -186,8 +197,18 @@ def splice(columns: Columns, keys: np.ndarray, blob: np.ndarray, ends: np.ndarra
     growth = np.empty(len(columns.resources) + len(columns.scopes), np.int64)
     total = _sizes(rows, columns.resources, columns.scopes, ends, growth)
     out = np.empty(columns.data.size + total, np.uint8)
+    attributes = ATTRIBUTES_OF_RECORD if columns.signal == LOGS else ATTRIBUTES_OF_SPAN
     written = _splice(
-        columns.data, rows, columns.resources, columns.scopes, keys, blob, ends, growth, out
+        columns.data,
+        attributes,
+        rows,
+        columns.resources,
+        columns.scopes,
+        keys,
+        blob,
+        ends,
+        growth,
+        out,
     )
     assert written == out.size
     return out.tobytes()

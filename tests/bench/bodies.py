@@ -25,9 +25,16 @@ _START_TAG = b"\x39"
 class FreshBodies:
     """Requests of `spans` tool calls each, of agents drawn from `agents`; seeded."""
 
-    def __init__(self, spans: int = 512, agents: int = 10_000, seed: int = 1) -> None:
+    def __init__(
+        self,
+        spans: int = 512,
+        agents: int = 10_000,
+        seed: int = 1,
+        *,
+        argument_bytes: int = traffic.BENCHMARK_ARGUMENT_BYTES,
+    ) -> None:
         assert 0 < agents <= 10**AGENT_DIGITS
-        body = traffic.benchmark_request(spans, agents, seed)
+        body = traffic.benchmark_request(spans, agents, seed, argument_bytes=argument_bytes)
         self.spans, self.agents = spans, agents
         self._rng = np.random.default_rng(seed)
         self._bytes = np.frombuffer(body, np.uint8).copy()

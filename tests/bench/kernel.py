@@ -2,7 +2,7 @@
 
 Bodies are made before the clock runs, each with ids of its own, so nothing is a duplicate; the
 agents of a body are drawn at random from all, the worst case for the caches. Time is handed in and
-moves so that each agent makes half a call per second, whatever their number: verdicts are `allow`.
+moves so that each agent makes a call in four seconds, whatever their number: verdicts are `allow`.
 
 Each measurement is a process of its own (`python -m tests.bench.kernel --agents 10000`), because
 resident memory is compared before and after.
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 SPANS = 512
 AGENTS_SMALL, AGENTS_USUAL, AGENTS_LARGE = 1_000, 10_000, 1_000_000
-CALLS_PER_AGENT_SECOND = 0.5
+ARGUMENT_BYTES_LONG = 2_000
+LONG_US, LONG_US_PER_BYTE = 1.0, 0.0015
+"""A call with long arguments may cost so much, and so much for each of their bytes."""
+CALLS_PER_AGENT_SECOND = 0.25
 CHUNK_REQUESTS = 8
 """Bodies made at once: 2 MiB, still in a cache when their turn comes, as received ones are."""
 DIGEST_REQUESTS = 16
@@ -77,7 +80,9 @@ class KernelResult(NamedTuple):
 class Bench:
     """A processor under a stream of fresh bodies."""
 
-    def __init__(self, spans: int, agents: int) -> None:
+    def __init__(
+        self, spans: int, agents: int, argument_bytes: int = traffic.BENCHMARK_ARGUMENT_BYTES
+    ) -> None:
         # Compiled code is not wanted in the process that only starts others.
         from otel_anomaly.processor import Processor  # noqa: PLC0415
 
@@ -86,7 +91,7 @@ class Bench:
         limits = {"agents": max(agents, 1024), "sessions": max(agents, 1024)}
         config = Config.model_validate({"identity": {"limits": limits}})
         self.processor: Processor = Processor(config, self.room, Telemetry(), seed=1)
-        self._bodies = FreshBodies(spans, agents)
+        self._bodies = FreshBodies(spans, agents, argument_bytes=argument_bytes)
         self._step_ns = round(spans / (CALLS_PER_AGENT_SECOND * agents) * 1e9)
 
     def batch(self, numbers: np.ndarray | None = None) -> Batch:
@@ -128,7 +133,11 @@ def _resident_bytes() -> int:
 
 
 def bench_kernel(
-    spans: int = SPANS, agents: int = AGENTS_USUAL, requests: int = 1000, rounds: int = 5
+    spans: int = SPANS,
+    agents: int = AGENTS_USUAL,
+    requests: int = 1000,
+    rounds: int = 5,
+    argument_bytes: int = traffic.BENCHMARK_ARGUMENT_BYTES,
 ) -> KernelResult:
     """Measure in this process. A small processor goes first: it loads the kernels."""
     from otel_anomaly.service import keep_freed_memory  # noqa: PLC0415 - the same.
@@ -136,7 +145,7 @@ def bench_kernel(
     keep_freed_memory()  # As the service does.
     Bench(spans, agents=spans).fill()
     before = _resident_bytes()
-    bench = Bench(spans, agents)
+    bench = Bench(spans, agents, argument_bytes)
     bench.fill()
     grown = _resident_bytes() - before
     bench.round(max(1, requests // 10))
@@ -152,9 +161,19 @@ def bench_kernel(
     )
 
 
-def measured_apart(agents: int, requests: int, rounds: int) -> KernelResult:
+def measured_apart(
+    agents: int,
+    requests: int,
+    rounds: int,
+    argument_bytes: int = traffic.BENCHMARK_ARGUMENT_BYTES,
+) -> KernelResult:
     """The same in a process of its own."""
-    numbers = {"--agents": agents, "--requests": requests, "--rounds": rounds}
+    numbers = {
+        "--agents": agents,
+        "--requests": requests,
+        "--rounds": rounds,
+        "--argument-bytes": argument_bytes,
+    }
     flags = [str(part) for flag in numbers.items() for part in flag]
     command = [sys.executable, "-m", "tests.bench.kernel", *flags]
     ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
@@ -166,11 +185,15 @@ def kernel_figures(
     agents: tuple[int, int, int] = (AGENTS_SMALL, AGENTS_USUAL, AGENTS_LARGE),
     requests: int = 1000,
     rounds: int = 5,
-    measure: Callable[[int, int, int], KernelResult] = measured_apart,
+    measure: Callable[[int, int, int, int], KernelResult] = measured_apart,
 ) -> list[Figure]:
-    """The four figures of the processor, from one measurement for each number of agents."""
-    small, usual, large = (measure(number, requests, rounds) for number in agents)
-    name = "scan + rows + judge + splice, 512 spans, {:,} agents"
+    """The figures of the processor: one measurement for each number of agents, one of long
+    arguments.
+    """
+    short = traffic.BENCHMARK_ARGUMENT_BYTES
+    small, usual, large = (measure(number, requests, rounds, short) for number in agents)
+    long = measure(agents[1], max(1, requests // 5), rounds, ARGUMENT_BYTES_LONG)
+    name = "scan + rows + all detectors + splice, 512 spans, {:,} agents"
     return [
         Figure(
             name.format(result.agents),
@@ -180,9 +203,17 @@ def kernel_figures(
             aim,
             details=result._asdict(),
         )
-        for result, needed, aim in ((usual, 1.0, 0.5), (large, 2.5, 1.5))
+        for result, needed, aim in ((usual, 2.0, 1.2), (large, 4.0, 2.5))
     ] + [
-        Figure("resident memory per agent", "B", large.bytes_per_agent, 1024, 512),
+        Figure(
+            f"the same with {ARGUMENT_BYTES_LONG:,} bytes of arguments, {long.agents:,} agents",
+            "us/span",
+            long.us_per_span,
+            needed=LONG_US + LONG_US_PER_BYTE * ARGUMENT_BYTES_LONG,
+            aim=None,
+            details=long._asdict(),
+        ),
+        Figure("resident memory per agent", "B", large.bytes_per_agent, 4096, None),
         Figure(
             f"cost per span, {large.agents:,} over {small.agents:,} agents",
             "x",
@@ -200,6 +231,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--agents", type=int, default=AGENTS_USUAL)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--argument-bytes", type=int, default=traffic.BENCHMARK_ARGUMENT_BYTES)
     print(json.dumps(bench_kernel(**vars(parser.parse_args(argv)))._asdict()))
     return 0
 

@@ -179,6 +179,8 @@ def service_sections(transport: Transport, sink: SinkPeer, folder: Path) -> Sect
         "detectors": {
             "rate": {"warn": 65534, "block": 65535},
             "rate_shift": {"min_calls_second": 65535, "min_calls_minute": 65535, "ceiling": 0},
+            "burst": {"threshold": 32767},
+            "loop": {"threshold": 60000, "repeat": 60000},
         },
         "audit": {"path": str(folder / "audit.jsonl")},
         "alerts": {"console": False},

@@ -10,11 +10,12 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otel_anomaly.config import IdentityConfig
+from otel_anomaly.handoff import Signal
+from otel_anomaly.otlp import json as otlp_json
 from tests.e2e.service_process import ROOT
 
 if TYPE_CHECKING:
@@ -50,9 +51,26 @@ def requests(folder: Path) -> list[ExportTraceServiceRequest]:
     ]
 
 
+def json_lines(folder: Path) -> bytes:
+    """All requests of traces and logs in the order they arrived, as OTLP JSON lines."""
+    signals = (Signal.TRACES, Signal.LOGS)
+    return b"".join(
+        otlp_json.encode(path.read_bytes(), signal) + b"\n"
+        for path in sorted(folder.glob("*.bin"))
+        for signal in signals
+        if f"-{signal.value}-" in path.name
+    )
+
+
+def executed(folder: Path) -> list[dict[str, Any]]:
+    """The calls that were really made, as the tools themselves wrote down."""
+    calls: list[dict[str, Any]] = json.loads((folder / "expected.json").read_bytes())
+    return calls
+
+
 def executed_tools(folder: Path) -> Counter[str]:
-    """How often each tool was really called, as the tools themselves wrote down."""
-    return Counter(call["tool"] for call in json.loads((folder / "expected.json").read_bytes()))
+    """How often each tool was really called."""
+    return Counter(call["tool"] for call in executed(folder))
 
 
 def spans_of(
@@ -96,27 +114,3 @@ def one_span_each(folder: Path) -> list[bytes]:
         in_scope.spans.append(span)
         cut.append(alone.SerializeToString())
     return cut
-
-
-def borrows_identity(folder: Path) -> bool:
-    """Whether a tool call lacks a part of its identity which another span of its trace carries.
-
-    Such a call is judged by what has arrived of its trace, so its verdict may depend on how the
-    trace was cut into requests. All others must not.
-    """
-    config = IdentityConfig()
-    kinds = [
-        {key for key in keys if key not in config.weak}
-        for keys in (config.tenant, config.agent, config.session, config.user)
-    ]
-    traces: dict[bytes, list[tuple[Span, list[bool]]]] = {}
-    for resource, _scope, span in spans_of(requests(folder)):
-        keys = {pair.key for pair in [*span.attributes, *resource.resource.attributes]}
-        told = [not kind.isdisjoint(keys) for kind in kinds]
-        traces.setdefault(span.trace_id, []).append((span, told))
-    calls = {span.span_id for span in tool_call_spans(folder)}
-    for members in traces.values():
-        known = [any(column) for column in zip(*(told for _span, told in members), strict=True)]
-        if any(span.span_id in calls and told != known for span, told in members):
-            return True
-    return False

@@ -18,6 +18,7 @@ from tests import traffic
 from tests.e2e import captures
 from tests.e2e.service_process import run_command
 from tests.e2e.unsplice import unsplice
+from tests.test_captures import ASKED, FLOORS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,10 @@ pytestmark = pytest.mark.e2e
 
 FOLDERS = captures.folders()
 EMITTERS = [pytest.param(folder, id=folder.name) for folder in FOLDERS]
+TELL_NO_CALLS = {"openai-client-otel-genai"}
+"""Instruments the model's client: tools are run elsewhere, and no span or record tells of it."""
+ONLY_LOGS_CARRY_ARGUMENTS = {"codex-cli"}
+"""Tells each call by a span, which speaks for it, and by a log record beside it."""
 LOW_LIMITS = {"detectors": {"rate": {"warn": 2, "block": 4}}}
 """Captures have 14 calls in three sessions: limits that some of them reach."""
 
@@ -66,10 +71,12 @@ def same_tool(reported: str, executed: str) -> bool:
 def test_collection() -> None:
     """
     Scenario: the full collection is there, or only the small copies.
-    Guarantees: the small copies hold emitters with calls and without; a missing collection is said.
+    Guarantees: the small copies hold emitters of `execute_tool` and of other dialects, some that
+    tell calls by logs; a missing collection is said.
     """
     small = [path.parent for path in captures.SMALL.glob("*/expected.json")]
     assert {bool(captures.tool_call_spans(folder)) for folder in small} == {True, False}
+    assert {bool(captures.request_files(folder, "logs")) for folder in small} == {True, False}
     if not captures.FULL.is_dir():
         pytest.skip(f"no {captures.FULL}: replayed only the {len(small)} small captures")
 
@@ -99,10 +106,9 @@ def test_replay_as_a_process() -> None:
 @pytest.mark.parametrize("folder", EMITTERS)
 def test_real_payloads(folder: Path, tmp_path: Path, low_limits: Path) -> None:
     """
-    Scenario: every request of one emitter is replayed, with limits low enough for findings.
+    Scenario: every trace request of one emitter is replayed, with limits low enough for findings.
     Guarantees: the output without our attributes is the input, byte for byte; the report counts
-    every span; for spans that say `execute_tool` the calls found are those that were executed, and
-    exactly those spans carry a verdict.
+    every span; exactly the spans of the calls that are reported carry a verdict.
     """
     files = captures.request_files(folder)
     out = tmp_path / "annotated.bin"
@@ -111,19 +117,47 @@ def test_real_payloads(folder: Path, tmp_path: Path, low_limits: Path) -> None:
     assert unsplice(annotated) == b"".join(path.read_bytes() for path in files)
     parsed = list(captures.spans_of(captures.requests(folder)))
     assert report["summary"]["spans"] == len(parsed)
-    # The rule: an emitter is one of `execute_tool` when its spans say so; then all its calls do.
-    calls = captures.tool_call_spans(folder)
-    assert report["summary"]["tool_calls"] == len(report["calls"]) == len(calls)
-    assert {call["span_id"] for call in report["calls"]} == {span.span_id.hex() for span in calls}
+    assert report["summary"]["tool_calls"] == len(report["calls"])
     whole = ExportTraceServiceRequest.FromString(annotated)
     judged = [
-        span.span_id
+        span.span_id.hex()
         for _resource, _scope, span in captures.spans_of([whole])
         if captures.text(span.attributes, "anomaly.action") is not None
     ]
-    assert sorted(judged) == sorted(span.span_id for span in calls)
-    if calls:
-        check_tools(folder, [call["tool"] for call in report["calls"]])
+    assert sorted(judged) == sorted(call["span_id"] for call in report["calls"])
+
+
+@pytest.mark.parametrize("folder", EMITTERS)
+def test_real_calls(folder: Path, tmp_path: Path) -> None:
+    """
+    Scenario: every trace and log request of one emitter is replayed, in the order they arrived.
+    Guarantees: the calls reported are those that the tools wrote down, by name and number, each
+    once; who made them, whether they failed and their arguments are told at least as often as the
+    payload holds them.
+    """
+    recording = tmp_path / "all.jsonl"
+    recording.write_bytes(captures.json_lines(folder))
+    calls = replay([recording], "--calls")["calls"]
+    if folder.name in TELL_NO_CALLS:
+        assert calls == []
+        return
+    check_tools(folder, [call["tool"] for call in calls])
+    floors = dict(zip(ASKED, FLOORS[folder.name], strict=True)) if folder.name in FLOORS else {}
+    carried = floors.pop("arguments", 0)
+    if folder.name not in ONLY_LOGS_CARRY_ARGUMENTS:
+        assert sum(call["arguments"] is not None for call in calls) >= carried
+    for part, floor in floors.items():
+        made, told = (
+            Counter((call["tool"].rpartition("-")[2], wanted(call, part)) for call in listed)
+            for listed in (captures.executed(folder), calls)
+        )
+        assert (made & told).total() >= floor, part
+
+
+def wanted(call: dict[str, Any], part: str) -> str | bool | None:
+    """One part of a call, reported or written down by the tool: an error is told or not."""
+    said: str | bool | None = call[part]
+    return bool(said) if part == "error" else said
 
 
 def check_tools(folder: Path, reported: Sequence[str]) -> None:
@@ -146,21 +180,24 @@ def check_tools(folder: Path, reported: Sequence[str]) -> None:
 def test_real_logs(folder: Path, tmp_path: Path) -> None:
     """
     Scenario: every logs request of one emitter is replayed with `--signal logs`.
-    Guarantees: exit code 0, and the output is the input, byte for byte.
+    Guarantees: exit code 0, and the output without our attributes is the input, byte for byte;
+    where no call is told, it is the input as it is.
     """
     files = captures.request_files(folder, "logs")
     out = tmp_path / "logs.bin"
-    replay(files, "--signal", "logs", "--out", str(out))
-    assert out.read_bytes() == b"".join(path.read_bytes() for path in files)
+    report = replay(files, "--signal", "logs", "--out", str(out), "--calls")
+    came = b"".join(path.read_bytes() for path in files)
+    assert unsplice(out.read_bytes(), signal="logs") == came
+    assert (out.read_bytes() == came) == (report["calls"] == [])
+    assert {call["signal"] for call in report["calls"]} <= {"logs"}
 
 
 @pytest.mark.parametrize("folder", EMITTERS)
 def test_other_batches(folder: Path, tmp_path: Path, low_limits: Path) -> None:
     """
     Scenario: one emitter's requests are replayed twice, and cut into one span per request.
-    Guarantees: the same findings to the bit, every time. Where a call borrows its identity from
-    another span of the trace, arrival may change the verdict, so there the cut run only has to find
-    the same calls.
+    Guarantees: the same calls and findings to the bit, every time, also where a call borrows its
+    identity from another span: a replay reads the whole recording first.
     """
     files = captures.request_files(folder)
     options = ("--calls", "--config", str(low_limits))
@@ -168,10 +205,6 @@ def test_other_batches(folder: Path, tmp_path: Path, low_limits: Path) -> None:
     for part in ("findings", "calls"):
         assert json.dumps(first[part]) == json.dumps(second[part])
     cut = replay(write_requests(tmp_path / "cut", captures.one_span_each(folder)), *options)
-    if captures.borrows_identity(folder):
-        for part in ("span_id", "tool", "time"):
-            assert [call[part] for call in cut["calls"]] == [call[part] for call in first["calls"]]
-        return
     for part in ("findings", "calls"):
         assert json.dumps(cut[part]) == json.dumps(first[part])
 

@@ -91,4 +91,5 @@ def test_between_two_rotels(
         for item in span.attributes
         if item.key == "anomaly.action"
     }
-    assert judged == {span.span_id: "allow" for span in sent[:CALLS]}
+    assert set(judged) == {span.span_id for span in sent[:CALLS]}
+    assert set(judged.values()) == {"allow", "warn"}, "sixty calls at once are a burst"

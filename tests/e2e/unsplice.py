@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Field numbers on the way down: request.resource_spans, .scope_spans, .spans, then .attributes.
+# Field numbers on the way down: request.resource_spans, .scope_spans, .spans, then .attributes;
+# of logs they are the same but for the last.
 _WAY_DOWN = (1, 2, 2)
-_ATTRIBUTES = 9
+_ATTRIBUTES = {"traces": 9, "logs": 6}
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
 
-def unsplice(body: bytes, prefix: bytes = b"anomaly.") -> bytes:
-    """`body` without the span attributes whose key starts with `prefix`."""
-    return _strip(body, 0, prefix)
+def unsplice(body: bytes, prefix: bytes = b"anomaly.", signal: str = "traces") -> bytes:
+    """`body` without the attributes of spans, or log records, whose key starts with `prefix`."""
+    return _strip(body, (*_WAY_DOWN, _ATTRIBUTES[signal]), prefix)
 
 
-def _strip(message: bytes, depth: int, prefix: bytes) -> bytes:
-    wanted = _WAY_DOWN[depth] if depth < len(_WAY_DOWN) else _ATTRIBUTES
+def _strip(message: bytes, way_down: tuple[int, ...], prefix: bytes) -> bytes:
+    wanted, *further = way_down
     out = []
     for number, start, content, end in _fields(message):
         if number != wanted or content is None:
             out.append(message[start:end])
-        elif depth < len(_WAY_DOWN):
-            inner = _strip(message[content:end], depth + 1, prefix)
+        elif further:
+            inner = _strip(message[content:end], tuple(further), prefix)
             out.append(bytes([wanted << 3 | _LENGTH]) + _varint(len(inner)) + inner)
         elif not _key(message[content:end]).startswith(prefix):
             out.append(message[start:end])

@@ -1,4 +1,6 @@
-"""Runs the fuzz target under atheris: `python -m tests.fuzz [--compiled] [libFuzzer options]`.
+"""Runs a fuzz target under atheris: `python -m tests.fuzz [--compiled] [libFuzzer options]`.
+
+The target is scan and splice, on requests; with `--arguments` it is the argument readers.
 
 libFuzzer keeps inputs that reach new code. It cannot see into compiled kernels, so by default they
 run as plain Python (NUMBA_DISABLE_JIT=1) and are instrumented: that finds the inputs. `--compiled`
@@ -10,7 +12,8 @@ that guidance: that finds where compiling changed something. Run both.
     python -m tests.fuzz tests/data/fuzz/odd-pairs.bin      one input again
 
 Starts from tests/data/fuzz; what is new goes to build/fuzz/corpus, what breaks to build/fuzz. A
-find belongs into tests/data/fuzz, where the test suite runs it from then on.
+find belongs into tests/data/fuzz, where the test suite runs it from then on. With `--arguments` all
+of these folders are named fuzz-arguments.
 """
 
 from __future__ import annotations
@@ -22,15 +25,17 @@ import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SEEDS = ROOT / "tests" / "data" / "fuzz"
-BUILD = ROOT / "build" / "fuzz"
+DATA = ROOT / "tests" / "data"
+BUILD = ROOT / "build"
 LENGTH_MAX = 2048
 
 
 def main(arguments: list[str]) -> None:
     """Fuzz until told to stop, or until something breaks."""
-    compiled = "--compiled" in arguments
-    arguments = [argument for argument in arguments if argument != "--compiled"]
+    compiled, on_arguments = "--compiled" in arguments, "--arguments" in arguments
+    ours = [word for word in ("--compiled", "--arguments") if word in arguments]
+    arguments = [argument for argument in arguments if argument not in ours]
+    folder = "fuzz-arguments" if on_arguments else "fuzz"
     if not compiled:
         os.environ["NUMBA_DISABLE_JIT"] = "1"  # Read by numba when it is imported, below.
     import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
@@ -39,7 +44,10 @@ def main(arguments: list[str]) -> None:
     # cannot compile what is instrumented.
     traced = ["otel_anomaly.otlp"]
     with contextlib.nullcontext() if compiled else atheris.instrument_imports(include=traced):
-        from tests.fuzz.target import check  # noqa: PLC0415
+        if on_arguments:
+            from tests.fuzz.argument_target import check  # noqa: PLC0415
+        else:
+            from tests.fuzz.target import check  # noqa: PLC0415
     from tests.fuzz.mutate import mutated  # noqa: PLC0415
 
     def mutate(data: bytes, size_max: int, seed: int) -> bytes:
@@ -47,13 +55,15 @@ def main(arguments: list[str]) -> None:
         return changed[:size_max]
 
     if all(argument.startswith("-") for argument in arguments):
-        (BUILD / "corpus").mkdir(parents=True, exist_ok=True)
-        places = [str(BUILD / "corpus"), str(SEEDS)]
-        arguments = [f"-max_len={LENGTH_MAX}", f"-artifact_prefix={BUILD}/", *arguments, *places]
+        build = BUILD / folder
+        (build / "corpus").mkdir(parents=True, exist_ok=True)
+        places = [str(build / "corpus"), str(DATA / folder)]
+        arguments = [f"-max_len={LENGTH_MAX}", f"-artifact_prefix={build}/", *arguments, *places]
     warnings.simplefilter("error")
     # libFuzzer starts itself anew for -merge, -fork and -minimize_crash: by this name.
-    name = f"{sys.executable} -m tests.fuzz{' --compiled' * compiled}"
-    atheris.Setup([name, *arguments], check, custom_mutator=mutate)
+    name = " ".join([sys.executable, "-m", "tests.fuzz", *ours])
+    requests = {} if on_arguments else {"custom_mutator": mutate}
+    atheris.Setup([name, *arguments], check, **requests)
     atheris.Fuzz()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from tests import traffic, wire_reader
+from tests import recognition_traffic, traffic, wire_reader
 from tests import wire_writer as wire
 
 if TYPE_CHECKING:
@@ -19,14 +19,22 @@ if TYPE_CHECKING:
     from tests.wire_reader import Field
 
 LEVELS_MAX = 12
-WORDS = tuple(word.encode() for word in (*traffic.WORDS, *traffic.KEYS))
+OF_RECORD = 6
+ATTRIBUTES_AT = {2: (1,), 3: (3, OF_RECORD, 9), 4: (3,)}
+"""Level -> numbers that attributes have: of a resource; a scope, a log record, a span; an event."""
+WORDS = tuple(
+    word.encode() for word in (*traffic.WORDS, *traffic.KEYS, *recognition_traffic.VOCABULARY)
+)
 
 
 def mutated(data: bytes, seed: int, blind: Callable[[bytes], bytes]) -> bytes:
     """`data` changed in one place, or other traffic. `blind` knows nothing of framing."""
     rng = random.Random(seed)
     draw = rng.random()
-    if draw < 0.03:
+    if draw < 0.02:
+        logs = rng.random() < 0.5
+        return recognition_traffic.random_request(rng.randrange(1 << 16), logs=logs, children=2)
+    if draw < 0.04:
         return traffic.random_request(rng.randrange(1 << 16), spans=2)
     if draw < 0.15:
         return blind(data)
@@ -36,10 +44,12 @@ def mutated(data: bytes, seed: int, blind: Callable[[bytes], bytes]) -> bytes:
 def _changed(data: bytes, rng: random.Random, blind: Callable[[bytes], bytes], level: int) -> bytes:
     try:
         fields = list(wire_reader.fields(data))
-    except (IndexError, ValueError):
-        return blind(data)  # Text, or broken already.
+    except (IndexError, ValueError):  # Text, or broken already.
+        return rng.choice(WORDS) if rng.random() < 0.3 else blind(data)
     if not fields or level == LEVELS_MAX:
         return _grown(data, rng) if rng.random() < 0.3 else blind(data)
+    if level in ATTRIBUTES_AT and rng.random() < 0.25:
+        return data + _attributes(rng, level)
     field = rng.choice(fields)
     before, whole, behind = data[: field.at], data[field.at : field.end], data[field.end :]
     if field.wire_type == wire.BYTES and rng.random() < 0.75:
@@ -58,6 +68,14 @@ def _changed(data: bytes, rng: random.Random, blind: Callable[[bytes], bytes], l
             return before + _grown(whole, rng) + behind
         case _:
             return before + blind(whole) + behind
+
+
+def _attributes(rng: random.Random, level: int) -> bytes:
+    """Attributes that mean something, of a message at this level."""
+    number = rng.choice(ATTRIBUTES_AT[level])
+    pairs = recognition_traffic.random_pairs(rng, logs=number == OF_RECORD)
+    ready = traffic.attributes(pairs)
+    return b"".join(wire.chunk(number, pair.SerializeToString()) for pair in ready)
 
 
 def _framed(field: Field, content: bytes, rng: random.Random) -> bytes:

@@ -1,4 +1,5 @@
-"""What the fuzzer tries to break: for any bytes, scan and splice agree with the protobuf library.
+"""What the fuzzer tries to break: for any bytes, scan and splice agree with the protobuf library,
+whether they are taken for spans or for log records.
 
 The same function runs under atheris, over the corpus in the test suite, and by hand on one file.
 """
@@ -8,7 +9,14 @@ from __future__ import annotations
 import random
 import zlib
 
-from tests.scan_rigs import IDENTITY, TANGLED, check_scan, check_splice, random_verdicts
+from tests.scan_rigs import (
+    IDENTITY,
+    TANGLED,
+    check_logs,
+    check_scan,
+    check_splice,
+    random_verdicts,
+)
 
 
 def check(data: bytes) -> None:
@@ -19,9 +27,10 @@ def check(data: bytes) -> None:
     a find can be repeated.
     """
     rng = random.Random(zlib.crc32(data))
-    columns = check_scan(data, IDENTITY)
-    if columns is None:
-        return
-    check_scan(data, TANGLED)
-    check_splice(columns, random_verdicts(rng, columns))
-    check_splice(columns, {})
+    for read in (check_scan, check_logs):
+        columns = read(data, IDENTITY)
+        if columns is None:
+            continue
+        read(data, TANGLED)
+        check_splice(columns, random_verdicts(rng, columns))
+        check_splice(columns, {})

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests import naive, traffic, wire_reader
+from tests.fuzz import argument_target
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
@@ -19,6 +21,7 @@ from tests.sizes import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
+ARGUMENTS = sorted((ROOT / "tests" / "data" / "fuzz-arguments").glob("*.bin"))
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -28,6 +31,15 @@ def test_corpus(path: Path) -> None:
     Guarantees: scan and splice agree with the library about it.
     """
     check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", ARGUMENTS, ids=lambda path: path.stem)
+def test_arguments_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the argument readers' fuzzer, and what it found.
+    Guarantees: the readers agree with their twin about each, and about it changed.
+    """
+    argument_target.check(path.read_bytes())
 
 
 def test_corpus_is_worth_its_place() -> None:
@@ -70,6 +82,19 @@ def test_most_changes_leave_the_framing_whole() -> None:
     assert len(set(results)) > 100
     assert sum(map(naive.accepts, results)) > 150
     assert all(list(wire_reader.fields(data)) for data in results if naive.accepts(data) and data)
+
+
+def test_changes_speak_of_tools() -> None:
+    """
+    Scenario: a span that says nothing, changed in one place, many times over; all that is in it
+    stays in it.
+    Guarantees: some become tool calls: the mutator knows the words of the conventions.
+    """
+    span = Span(trace_id=b"T" * 16, span_id=b"S" * 8, name="x")
+    body = traffic.request([span], resource=(), scope=None)
+    results = [mutated(body, seed, lambda part: part) for seed in range(3000)]
+    columns = [try_scan(data) for data in results if span.trace_id in data]
+    assert sum(found.call_count for found in columns if found is not None) > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris not installed")

@@ -1,0 +1,120 @@
+"""Other limits for some calls: the detectors section once more for each override.
+
+An override says only what differs. It is laid over the detectors section as a second file would
+be, and the whole is checked like a section of its own, so a ladder that is ordered in the base and
+in the override cannot be disordered together.
+
+Windows and scopes are the same for all: a ring of counters has one width, whoever adds to it.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from otel_anomaly.config.conflicts import CONFLICT, conflict
+from otel_anomaly.config.detectors import DetectorsConfig
+from otel_anomaly.config.patterns import PATTERNS_MAX, Globs
+from otel_anomaly.config.section import Section
+from otel_anomaly.config.yaml_text import dotted, merged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from otel_anomaly.config.models import Config
+
+OVERRIDES_MAX = 60
+"""Each is a bit of a number, beside two for the classes of tools."""
+OVERRIDES = "overrides"
+"""Type of the error that carries those of all overrides."""
+_SAME_FOR_ALL = (
+    ("rate", "scope"),
+    ("rate", "window"),
+    ("burst", "window"),
+    ("loop", "window"),
+    ("credential_leak", "window"),
+)
+
+
+def _nothing_is_empty(value: object) -> object:
+    return {} if value is None else value
+
+
+class OverrideConfig(Section):
+    """Limits for calls that all of the given patterns match."""
+
+    tenant: Globs = ()
+    """Patterns of the tenant; none given: any."""
+    agent: Globs = ()
+    """Patterns of the agent; none given: any."""
+    tool: Globs = ()
+    """Patterns of the tool; none given: any."""
+    detectors: Annotated[dict[str, Any], BeforeValidator(_nothing_is_empty)]
+    """What differs from `detectors`. Windows and scopes cannot: they are one for all calls."""
+
+    @model_validator(mode="after")
+    def _some_pattern(self) -> Self:
+        if not (self.tenant or self.agent or self.tool):
+            raise conflict("at least one of tenant, agent and tool must be given")
+        return self
+
+
+def effective_detectors(config: Config) -> list[DetectorsConfig]:
+    """The detectors section, then as each override makes it."""
+    base = config.detectors
+    return [base, *(_overridden(base, override) for override in config.policy.overrides)]
+
+
+def _overridden(base: DetectorsConfig, override: OverrideConfig) -> DetectorsConfig:
+    """`base` in the form of a file, with `override` on top."""
+    return DetectorsConfig.model_validate(merged(base.model_dump(mode="json"), override.detectors))
+
+
+def check_overrides(config: Config) -> None:
+    """Refuse overrides that make a section which could not stand alone."""
+    errors: list[ErrorDetails] = []
+    for i, override in enumerate(config.policy.overrides):
+        place = ("policy", "overrides", i, "detectors")
+        try:
+            section = _overridden(config.detectors, override)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            errors += [{**details, "loc": (*place, *details["loc"])} for details in found]
+        else:
+            errors += _differences(place, config.detectors, section)
+    if errors:
+        text = "; ".join(f"{dotted(error['loc'])}: {error['msg']}" for error in errors)
+        raise PydanticCustomError(OVERRIDES, "{text}", {"text": text, "errors": errors})
+    _check_room(config)
+
+
+def _differences(
+    place: tuple[str | int, ...], base: DetectorsConfig, section: DetectorsConfig
+) -> Iterator[ErrorDetails]:
+    """What an override may not change."""
+    for detector, key in _SAME_FOR_ALL:
+        value = getattr(getattr(section, detector), key)
+        if value != getattr(getattr(base, detector), key):
+            text = f"is the same for all calls: set detectors.{detector}.{key} instead"
+            context = {"message": text, "keys": ((detector, key),)}
+            yield {"type": CONFLICT, "loc": place, "msg": text, "input": value, "ctx": context}
+
+
+def _check_room(config: Config) -> None:
+    """Patterns of one kind are one table: together they must fit into it."""
+    policy = config.policy
+    lists = {
+        f"patterns of {who}s": [getattr(override, who) for override in policy.overrides]
+        for who in ("tenant", "agent", "tool")
+    }
+    lists["patterns of tools"] += [policy.polling_tools, policy.batch_tools]
+    sections = effective_detectors(config)
+    lists["child_process.tools"] = [section.child_process.tools for section in sections]
+    for what, globs in lists.items():
+        count = len(set(chain.from_iterable(globs)))
+        if count > PATTERNS_MAX:
+            text = f"{count} different {what} in all, at most {PATTERNS_MAX} fit"
+            raise conflict(text, ("policy", "overrides"))

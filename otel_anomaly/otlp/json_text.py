@@ -1,0 +1,187 @@
+"""JSON text (RFC 8259) byte by byte: white space, strings, escapes.
+
+A string without a backslash is read where it lies: eight bytes at a time are searched for what
+ends it. One with escapes is decoded into a scratch array, never to more bytes than it had. What
+is not strict JSON (a control character in a string, half of a surrogate pair) is broken.
+
+The bytes are UTF-8 already: every string of a request is checked when it is scanned.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from otel_anomaly.kernels import Array, Int, borrow, copy, inlined, kernel, load1, load8
+
+QUOTE, BACKSLASH, COMMA, COLON = 34, 92, 44, 58
+BRACKET, BRACE = np.int64(91), np.int64(123)
+"""What opens an array, an object. Either is closed by the byte two above."""
+
+_ONES: Final = 0x0101010101010101
+_HIGH_BITS: Final = -0x7F7F7F7F7F7F7F80
+_QUOTES: Final = QUOTE * _ONES
+_BACKSLASHES: Final = BACKSLASH * _ONES
+_SPACES: Final = 32 * _ONES
+
+_ESCAPED: Final = np.zeros(128, np.int64)
+for _letter, _byte in zip(b'"\\/bfnrt', b'"\\/\b\f\n\r\t', strict=True):
+    _ESCAPED[_letter] = _byte
+
+
+@inlined
+def either(data: Array, scratch: Array, decoded: bool) -> Array:
+    """The array a text lies in, of one type in both cases: else all that reads it compiles twice.
+
+    What arrives is an array that may only be read, the scratch array is not.
+    """
+    if decoded:
+        return scratch
+    return data
+
+
+@inlined
+def skip_space(data: Array, at: Int, end: Int) -> Int:
+    """The first byte from `at` on that is no white space, or `end`."""
+    while at < end:
+        byte = load1(data, at)
+        if byte > 32 or (byte != 32 and byte != 10 and byte != 13 and byte != 9):
+            return at
+        at += 1
+    return at
+
+
+@inlined
+def plain_until(data: Array, at: Int, end: Int) -> Int:
+    """The first quote, backslash or control character from `at` on, or `end`.
+
+    The subtractions borrow only out of a byte that is searched for, so the lowest mark is true.
+    May look at bytes behind `end`, inside the array, and then forgets what it saw there.
+    """
+    while at < end and at + 8 <= data.size:
+        word = load8(data, at)
+        quotes, slashes = word ^ _QUOTES, word ^ _BACKSLASHES
+        marks = (quotes - _ONES) & ~quotes | (slashes - _ONES) & ~slashes
+        marks = (marks | (word - _SPACES) & ~word) & _HIGH_BITS
+        if marks != 0:
+            before = ((marks & -marks) - 1) & _ONES
+            found = at + ((before * _ONES >> 56) & 15) - 1
+            return min(found, end)
+        at += 8
+    while at < end:
+        byte = load1(data, at)
+        if byte == QUOTE or byte == BACKSLASH or byte < 32:
+            return at
+        at += 1
+    return end
+
+
+@inlined
+def read_string(
+    data: Array, at: Int, end: Int, scratch: Array, room: Int
+) -> tuple[Int, Int, Int, bool]:
+    """The string whose opening quote is at `at`: (next, start, stop, whether in `scratch`).
+
+    next is -1 when it is broken. With escapes, the decoded text is written to scratch[room:].
+    """
+    stop = plain_until(data, at + 1, end)
+    if stop < end:
+        if load1(data, stop) == QUOTE:
+            return stop + 1, at + 1, stop, False
+        if load1(data, stop) == BACKSLASH:
+            return _read_escaped(data, at + 1, stop, end, scratch, room)
+    return np.int64(-1), at, at, False
+
+
+@kernel
+def _read_escaped(
+    data: Array, start: Int, at: Int, end: Int, scratch: Array, room: Int
+) -> tuple[Int, Int, Int, bool]:
+    """`read_string` with escapes, the first of them at `at`."""
+    data, scratch = borrow(data), borrow(scratch)
+    put = room
+    while True:
+        copy(scratch, put, data, start, at - start)
+        put += at - start
+        if at < end and load1(data, at) == QUOTE:
+            return at + 1, room, put, True
+        if at >= end or load1(data, at) != BACKSLASH:
+            return np.int64(-1), room, room, True
+        at, put = _unescape(data, at + 1, end, scratch, put)
+        if at < 0:
+            return np.int64(-1), room, room, True
+        start = at
+        at = plain_until(data, at, end)
+
+
+@inlined
+def _unescape(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
+    """What follows a backslash, written out: (next, where the text goes on); next -1: broken."""
+    if at >= end:
+        return np.int64(-1), put
+    letter = load1(data, at)
+    if letter == 117:
+        return _unescape_unicode(data, at + 1, end, scratch, put)
+    if letter > 127 or _ESCAPED[letter] == 0:
+        return np.int64(-1), put
+    scratch[put] = _ESCAPED[letter]
+    return at + 1, put + 1
+
+
+@inlined
+def _hex4(data: Array, at: Int, end: Int) -> Int:
+    """The number that four hexadecimal digits spell, or -1."""
+    if end - at < 4:
+        return np.int64(-1)
+    value = np.int64(0)
+    for i in range(4):
+        byte = load1(data, at + i)
+        if 48 <= byte <= 57:
+            value = value << 4 | (byte - 48)
+        elif 97 <= byte | 32 <= 102:
+            value = value << 4 | ((byte | 32) - 87)
+        else:
+            return np.int64(-1)
+    return value
+
+
+@kernel
+def _unescape_unicode(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
+    """`_unescape` behind a \\u: one character, or two halves of one, as UTF-8."""
+    data, scratch = borrow(data), borrow(scratch)
+    code = _hex4(data, at, end)
+    at += 4
+    if 0xD800 <= code <= 0xDBFF and end - at >= 6:
+        half = np.int64(-1)
+        if load1(data, at) == BACKSLASH and load1(data, at + 1) == 117:
+            half = _hex4(data, at + 2, end)
+        if 0xDC00 <= half <= 0xDFFF:
+            at += 6
+            code = 0x10000 + ((code - 0xD800) << 10) + (half - 0xDC00)
+    if code < 0 or 0xD800 <= code <= 0xDFFF:
+        return np.int64(-1), put
+    return at, write_utf8(scratch, put, code)
+
+
+@kernel
+def write_utf8(scratch: Array, put: Int, code: Int) -> Int:
+    """Write a character as UTF-8; returns where the text goes on."""
+    scratch = borrow(scratch)
+    if code < 0x80:
+        scratch[put] = code
+        return put + 1
+    if code < 0x800:
+        scratch[put] = 0xC0 | code >> 6
+        scratch[put + 1] = 0x80 | code & 63
+        return put + 2
+    if code < 0x10000:
+        scratch[put] = 0xE0 | code >> 12
+        scratch[put + 1] = 0x80 | code >> 6 & 63
+        scratch[put + 2] = 0x80 | code & 63
+        return put + 3
+    scratch[put] = 0xF0 | code >> 18
+    scratch[put + 1] = 0x80 | code >> 12 & 63
+    scratch[put + 2] = 0x80 | code >> 6 & 63
+    scratch[put + 3] = 0x80 | code & 63
+    return put + 4

@@ -1,0 +1,290 @@
+"""Keys that can be told by their printed form: a prefix of the issuer, and what follows it.
+
+`_FORMS` is data: a prefix, the classes of the bytes behind it, and how many there must be. A form
+is looked for where a word begins inside a long run of key-like bytes, so running text costs
+nothing. What Azure calls AccountKey and SharedAccessKey is found by these names (`opaque`). Forms
+without a prefix of letters (JSON web tokens, private keys, Azure client secrets, Telegram bots)
+have a few lines of their own. Test keys count like live ones.
+
+Sources: the issuers' documentation, as collected in the rules of gitleaks (MIT) and in GitHub's
+list of secret scanning patterns; RFC 7468 (private keys), RFC 7519 (JSON web tokens).
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from otel_anomaly.kernels import Array, Int, Record, kernel, load1, load8
+from otel_anomaly.otlp.characters import (
+    ALNUM,
+    BASE64,
+    DIGIT,
+    DOT,
+    HEX,
+    LOWER,
+    RUN,
+    SPACE,
+    UNDERSCORE,
+    UPPER,
+    URL_SAFE,
+    WORD,
+    kind_at,
+    span_of,
+)
+from otel_anomaly.otlp.found import add_secret, range_hash
+from otel_anomaly.otlp.hashing import load_rest
+
+
+class _Form(NamedTuple):
+    """A prefix, and how many bytes of which classes follow it."""
+
+    prefix: str
+    kinds: int
+    least: int
+    most: int = 1 << 30
+    """Bounded only where the classes cannot hold a second prefix: so time stays linear."""
+
+
+_FORMS: Final = (
+    # Clouds.
+    _Form("AKIA", UPPER | DIGIT, 16, 16),
+    _Form("ASIA", UPPER | DIGIT, 16, 16),
+    _Form("ABIA", UPPER | DIGIT, 16, 16),
+    _Form("ACCA", UPPER | DIGIT, 16, 16),
+    _Form("AIza", URL_SAFE, 35),
+    _Form("ya29.", URL_SAFE | DOT, 20),
+    _Form("GOCSPX-", URL_SAFE, 28),
+    _Form("LTAI", ALNUM, 12, 26),
+    _Form("AKID", ALNUM, 32, 36),
+    _Form("dop_v1_", HEX, 64, 64),
+    _Form("doo_v1_", HEX, 64, 64),
+    _Form("dor_v1_", HEX, 64, 64),
+    _Form("dapi", HEX, 32, 32),
+    _Form("HRKU-", URL_SAFE, 36),
+    _Form("sbp_", HEX, 40, 40),
+    _Form("pscale_tkn_", URL_SAFE | DOT, 32),
+    _Form("pscale_pw_", URL_SAFE | DOT, 32),
+    _Form("dt0c01.", ALNUM | DOT, 80),
+    # Git hosts and package registries.
+    _Form("ghp_", ALNUM, 36, 255),
+    _Form("gho_", ALNUM, 36, 255),
+    _Form("ghu_", ALNUM, 36, 255),
+    _Form("ghs_", ALNUM, 36, 255),
+    _Form("ghr_", ALNUM, 36, 255),
+    _Form("github_pat_", WORD, 36),
+    _Form("glpat-", URL_SAFE | DOT, 20),
+    _Form("gldt-", URL_SAFE | DOT, 20),
+    _Form("glrt-", URL_SAFE | DOT, 20),
+    _Form("glcbt-", URL_SAFE | DOT, 20),
+    _Form("glptt-", HEX, 40, 40),
+    _Form("ATBB", ALNUM, 24, 40),
+    _Form("ATATT3", URL_SAFE | BASE64, 50),
+    _Form("npm_", ALNUM, 36, 36),
+    _Form("pypi-", URL_SAFE, 50),
+    _Form("dckr_pat_", URL_SAFE, 20),
+    _Form("rubygems_", HEX, 48, 48),
+    _Form("oy2", LOWER | DIGIT, 43, 43),
+    # Payment and shops.
+    _Form("sk_live_", ALNUM, 16, 255),
+    _Form("rk_live_", ALNUM, 16, 255),
+    _Form("sk_test_", ALNUM, 16, 255),
+    _Form("rk_test_", ALNUM, 16, 255),
+    _Form("whsec_", ALNUM | BASE64, 24),
+    _Form("sq0atp-", URL_SAFE, 22),
+    _Form("sq0csp-", URL_SAFE, 43),
+    _Form("EAAA", URL_SAFE, 60, 60),
+    _Form("access_token$pro", RUN, 55),
+    _Form("shpat_", HEX, 32, 32),
+    _Form("shpss_", HEX, 32, 32),
+    _Form("shpca_", HEX, 32, 32),
+    _Form("shppa_", HEX, 32, 32),
+    # Providers of models.
+    _Form("sk-proj-", URL_SAFE, 20),
+    _Form("sk-svcacct-", URL_SAFE, 20),
+    _Form("sk-admin-", URL_SAFE, 20),
+    _Form("sk-ant-", URL_SAFE, 20),
+    _Form("sk-or-v1-", HEX, 64, 64),
+    _Form("sk-lf-", URL_SAFE, 20),
+    _Form("sk-", ALNUM, 20, 64),
+    _Form("hf_", ALNUM, 30, 64),
+    _Form("gsk_", ALNUM, 40, 64),
+    _Form("pplx-", ALNUM, 40, 64),
+    _Form("xai-", ALNUM, 60, 100),
+    _Form("r8_", ALNUM, 37, 37),
+    _Form("tvly-", URL_SAFE, 20),
+    _Form("lsv2_", WORD, 40),
+    _Form("pcsk_", WORD, 40),
+    # Messages and mail.
+    _Form("xoxb-", URL_SAFE, 20),
+    _Form("xoxp-", URL_SAFE, 20),
+    _Form("xoxa-", URL_SAFE, 20),
+    _Form("xoxr-", URL_SAFE, 20),
+    _Form("xoxs-", URL_SAFE, 20),
+    _Form("xoxe-", URL_SAFE, 20),
+    _Form("xoxe.xox", URL_SAFE | DOT, 20),
+    _Form("xapp-", URL_SAFE, 20),
+    _Form("SG.", URL_SAFE | DOT, 60),
+    _Form("SK", HEX, 32, 32),
+    _Form("key-", HEX, 32, 32),
+    # Operations.
+    _Form("hvs.", URL_SAFE, 24),
+    _Form("hvb.", URL_SAFE, 24),
+    _Form("glsa_", WORD, 32),
+    _Form("glc_", ALNUM | BASE64, 32),
+    _Form("NRAK-", UPPER | DIGIT, 27, 27),
+    _Form("sntrys_", ALNUM | BASE64 | UNDERSCORE, 40),
+    _Form("sntryu_", HEX, 64, 64),
+    _Form("dp.pt.", ALNUM, 40, 44),
+    _Form("PMAK-", URL_SAFE, 50),
+    _Form("lin_api_", ALNUM, 40, 40),
+    _Form("ntn_", ALNUM, 40, 50),
+    _Form("secret_", ALNUM, 43, 43),
+    _Form("figd_", URL_SAFE, 40),
+    _Form("AGE-SECRET-KEY-1", UPPER | DIGIT, 58, 58),
+)
+
+KEY_LEAST: Final = 16
+"""No form is shorter: in a shorter run there is none."""
+_PREFIX_MAX: Final = 16
+_ORDERED: Final = sorted(_FORMS, key=lambda form: (form.prefix[0], -len(form.prefix)))
+assert all(len(form.prefix) <= _PREFIX_MAX for form in _FORMS)
+assert all(len(form.prefix) + form.least >= KEY_LEAST for form in _FORMS)
+
+
+def _words(text: bytes) -> list[int]:
+    """Sixteen bytes as two numbers."""
+    padded = text.ljust(_PREFIX_MAX, b"\0")
+    return [int.from_bytes(padded[at : at + 8], "little") for at in (0, 8)]
+
+
+# Columns of the table, the forms with the same first letter together, longer prefixes first.
+_PREFIXES: Final = np.array([_words(form.prefix.encode()) for form in _ORDERED], np.int64)
+_MASKS: Final = np.array([_words(b"\x7f" * len(form.prefix)) for form in _ORDERED], np.int64)
+_LENGTHS: Final = np.array([len(form.prefix) for form in _ORDERED], np.int64)
+_KINDS: Final = np.array([form.kinds for form in _ORDERED], np.int64)
+_LEAST: Final = np.array([form.least for form in _ORDERED], np.int64)
+_MOST: Final = np.array([form.most for form in _ORDERED], np.int64)
+_FIRST: Final = np.array(
+    [sum(ord(form.prefix[0]) < byte for form in _ORDERED) for byte in range(257)], np.int64
+)
+"""Byte -> where the forms that begin with it begin in the table."""
+
+
+@kernel
+def find_keys(text: Array, at: Int, end: Int, seed: Int, found: Record, before: Int) -> None:
+    """Count the keys in a run of key-like bytes. `before`: secrets before this value."""
+    begin, jwt_from = at, at
+    while end - at >= KEY_LEAST:
+        if kind_at(text, at) & ALNUM == 0:
+            stop = _azure(text, begin, at, end) if load1(text, at) == 126 else np.int64(-1)
+            if stop > 0:
+                add_secret(found, range_hash(text, at - 5, stop, seed), before)
+            at += 1
+            continue
+        stop = _formed(text, at, end)
+        if stop < 0 and at >= jwt_from and load_rest(text, at, 3) == _EYJ:
+            stop, jwt_from = _web_token(text, at, end)
+        if stop > 0:
+            add_secret(found, range_hash(text, at, stop, seed), before)
+            at = stop
+        else:
+            at = span_of(text, at, end, ALNUM)
+
+
+@kernel
+def _formed(text: Array, at: Int, end: Int) -> Int:
+    """The position behind the key of a known form at `at`, or -1. Needs 16 bytes."""
+    byte = load1(text, at)
+    row, last = _FIRST[byte], _FIRST[byte + 1]
+    if row == last:
+        return np.int64(-1)
+    head, tail = load8(text, at), load8(text, at + 8)
+    while row < last:
+        if (head ^ _PREFIXES[row, 0]) & _MASKS[row, 0] == 0 and (
+            (tail ^ _PREFIXES[row, 1]) & _MASKS[row, 1] == 0
+        ):
+            start = at + _LENGTHS[row]
+            stop = span_of(text, start, min(end, start + _MOST[row] + 1), _KINDS[row])
+            if _LEAST[row] <= stop - start <= _MOST[row]:
+                return stop
+        row += 1
+    return np.int64(-1)
+
+
+_EYJ: Final = int.from_bytes(b"eyJ", "little")
+_BEGIN: Final = (int.from_bytes(b"-----BEG", "little"), int.from_bytes(b"IN ", "little"))
+_VATE_KEY: Final = int.from_bytes(b"VATE KEY", "little")
+_EY_BLOCK: Final = int.from_bytes(b"EY BLOCK", "little")
+_HEADER_MAX: Final = 48
+_KEY_SAMPLE: Final = 256
+"""Bytes of a private key by which it is told from others."""
+_PART_LEAST: Final = 10
+_SIGNATURE_LEAST: Final = 20
+
+
+@kernel
+def _web_token(text: Array, at: Int, end: Int) -> tuple[Int, Int]:
+    """The position behind the JSON web token at `at`, or -1, and where its first part ends."""
+    first = span_of(text, at, end, URL_SAFE)
+    if first - at < _PART_LEAST or end - first < 4 or load1(text, first) != 46:
+        return np.int64(-1), first
+    if load_rest(text, first + 1, 3) != _EYJ:
+        return np.int64(-1), first
+    second = span_of(text, first + 1, end, URL_SAFE)
+    if second - first <= _PART_LEAST or second == end or load1(text, second) != 46:
+        return np.int64(-1), first
+    third = span_of(text, second + 1, end, URL_SAFE)
+    return third if third - second > _SIGNATURE_LEAST else np.int64(-1), first
+
+
+@kernel
+def _azure(text: Array, low: Int, at: Int, end: Int) -> Int:
+    """The position behind an Azure client secret (abc8Q~ and 31 to 34 more), or -1."""
+    if at - low < 5 or load1(text, at - 1) != 81 or kind_at(text, at - 2) & DIGIT == 0:
+        return np.int64(-1)
+    for i in range(at - 5, at - 2):
+        if kind_at(text, i) & (WORD | DOT) == 0 and load1(text, i) != 126:
+            return np.int64(-1)
+    stop = at + 1
+    limit = min(end, at + 36)
+    while stop < limit and (
+        kind_at(text, stop) & (URL_SAFE | DOT) != 0 or load1(text, stop) == 126
+    ):
+        stop += 1
+    return stop if 31 <= stop - at - 1 <= 34 else np.int64(-1)
+
+
+@kernel
+def find_private_key(text: Array, at: Int, end: Int, seed: Int, found: Record, before: Int) -> Int:
+    """Count the private key whose first line begins at `at`; returns the position behind it.
+
+    `at` itself when there is none.
+    """
+    if end - at < 11 or load8(text, at) != _BEGIN[0] or load_rest(text, at + 8, 3) != _BEGIN[1]:
+        return at
+    stop = span_of(text, at + 11, min(end, at + _HEADER_MAX), UPPER | DIGIT | SPACE)
+    if end - stop < 5 or load1(text, stop) != 45 or stop - at < 22:
+        return at
+    last = load8(text, stop - 8)
+    if last != _VATE_KEY and last != _EY_BLOCK:
+        return at
+    start = stop + 5
+    add_secret(found, range_hash(text, start, min(end, start + _KEY_SAMPLE), seed), before)
+    return start
+
+
+@kernel
+def find_bot_token(
+    text: Array, low: Int, colon: Int, end: Int, seed: Int, found: Record, before: Int
+) -> None:
+    """Count the token of a Telegram bot around a colon: eight to ten digits, 35 more bytes."""
+    begin = colon
+    while begin > low and colon - begin <= 10 and kind_at(text, begin - 1) & WORD != 0:
+        begin -= 1
+    if not 8 <= colon - begin <= 10 or span_of(text, begin, colon, DIGIT) != colon:
+        return
+    stop = span_of(text, colon + 1, min(end, colon + 37), URL_SAFE)
+    if stop - colon - 1 == 35:
+        add_secret(found, range_hash(text, begin, stop, seed), before)

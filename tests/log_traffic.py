@@ -1,0 +1,57 @@
+"""Log records that tell of tool calls, as some coding agents send them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+
+from tests.traffic import Attributes, attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def tool_record(
+    *,
+    time_ns: int,
+    tool: str | None,
+    trace_id: bytes = b"",
+    span_id: bytes = b"",
+    session: str | None = None,
+    user: str | None = None,
+    call_id: str | None = None,
+    arguments: str | None = None,
+    result: str | None = None,
+    error: bool = False,
+    extra: Attributes = (),
+) -> LogRecord:
+    """One tool call in a log record; `span_id`: of the span it was written in."""
+    known = {
+        "event.name": "codex.tool_result",
+        "tool_name": tool,
+        "call_id": call_id,
+        "conversation.id": session,
+        "user.account_id": user,
+        "arguments": arguments,
+        "output": result,
+        "success": "false" if error else "true",
+    }
+    said = [(key, value) for key, value in known.items() if value is not None]
+    return LogRecord(
+        time_unix_nano=time_ns,
+        trace_id=trace_id,
+        span_id=span_id,
+        attributes=[*attributes(said), *attributes(extra)],
+    )
+
+
+def log_request(records: Iterable[LogRecord], *, resource: Attributes = ()) -> bytes:
+    """An encoded ExportLogsServiceRequest with one resource and one scope."""
+    resource_logs = ResourceLogs(
+        resource=Resource(attributes=attributes(resource)),
+        scope_logs=[ScopeLogs(log_records=records)],
+    )
+    return ExportLogsServiceRequest(resource_logs=[resource_logs]).SerializeToString()
