@@ -33,7 +33,7 @@ from otel_anomaly.correction import (
     wake,
 )
 from otel_anomaly.detectors.finding import ALLOW, OFF, PAUSE, WARN
-from otel_anomaly.detectors.past import PAST, TOOLS, home_of
+from otel_anomaly.detectors.past import PAST, SHAPES, TOOLS, home_of
 from otel_anomaly.entities.identity import note_own, remember_name, remember_trace, resolve
 from otel_anomaly.entities.links import (
     COUNTED,
@@ -499,19 +499,29 @@ def _starts(record: np.dtype, *names: str) -> tuple[int, ...]:
     return tuple(int(fields[name][1]) for name in names)
 
 
-_AGENT_LINES: Final = _starts(AGENT_RECORD, "key", "shift", "burst", "leak")
-_SESSION_LINES: Final = _starts(SESSION, "key", "rate", "loop")
-_FIRST_ENTRY: Final = _starts(AGENT_RECORD, "past")[0] + _starts(PAST, "entry")[0]
+LINE: Final = 64
+"""Bytes of a cache line."""
+_PAST: Final = _starts(AGENT_RECORD, "past")[0]
+_ENTRIES: Final = _PAST + _starts(PAST, "entry")[0]
+_AGENT_LINES: Final = (
+    0,
+    *(_starts(AGENT_RECORD, "shift")[0] + line * LINE for line in range(3)),
+    *(_starts(AGENT_RECORD, "burst")[0] + line * LINE for line in range(3)),
+    *_starts(AGENT_RECORD, "leak"),
+)
+_SESSION_LINES: Final = tuple(range(0, SESSION.itemsize, LINE))
 
 
 @inlined
-def _prefetch_entities(row: Record, person: Record, state: State) -> None:
-    """Ask for the records of a call's agent and session, where its detectors will look first."""
+def _prefetch_entities(row: Record, person: Record, arguments: Record, state: State) -> None:
+    """Ask for the records of a call's agent and session, where its detectors will look."""
     agent = find(state.agents, person["agent_key"])
     for offset in _AGENT_LINES:
         prefetch_part(state.agents.rows, agent, offset)
-    tool = home_of(TOOLS, row["hash"][TOOL])
-    prefetch_part(state.agents.rows, agent, _FIRST_ENTRY + 8 * tool)
+    tool = row["hash"][TOOL]
+    prefetch_part(state.agents.rows, agent, _ENTRIES + 8 * home_of(TOOLS, tool))
+    shape = hash_two(tool, arguments["names"], np.int64(0))
+    prefetch_part(state.agents.rows, agent, _ENTRIES + 8 * home_of(SHAPES, shape))
     session = find(state.sessions, person["session_key"])
     for offset in _SESSION_LINES:
         prefetch_part(state.sessions.rows, session, offset)
@@ -572,7 +582,10 @@ def judge(
     for number in range(rows.size):
         row = rows[number]
         if number + AHEAD < rows.size and rows[number + AHEAD]["flags"] & IS_CALL != 0:
-            _prefetch_entities(rows[number + AHEAD], verdicts[number + AHEAD]["person"], state)
+            # Which arguments are meant is a guess: right while all rows are calls.
+            guess: Int = min(2 * (ordinal + AHEAD), scratch.read.size - 1)
+            person = verdicts[number + AHEAD]["person"]
+            _prefetch_entities(rows[number + AHEAD], person, scratch.read[guess], state)
         if row["flags"] & IS_CALL == 0:
             continue
         if row["flags"] & BAD_ID != 0:

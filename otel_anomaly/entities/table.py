@@ -146,6 +146,21 @@ def prefetch_row(table: Table, key: Int) -> None:
     prefetch(table.rows, find(table, key))
 
 
+SOON: Final = 4
+"""Rows under the hand between asking for memory and using it."""
+
+
+@inlined
+def _prefetch_victim(table: Table) -> None:
+    """Ask for the rows that the hand comes to next, and for the slots of those that have come."""
+    head = table.head[0]
+    row = head["hand"] + 2 * SOON * head["sample"]
+    if row <= head["capacity"]:
+        prefetch(table.rows, row)
+        near = head["hand"] + SOON * head["sample"]
+        prefetch_slot(table, np.int64(table.rows[near]["key"]))
+
+
 @kernel
 def _take_row(table: Table, now_ns: Int) -> Int:
     """A row for a newcomer: a free one, one never used, or that of the longest silent. Else 0."""
@@ -157,6 +172,7 @@ def _take_row(table: Table, now_ns: Int) -> Int:
     if head["used"] < head["capacity"]:
         head["used"] += 1
         return head["used"]
+    _prefetch_victim(table)
     best = np.int64(0)
     for _ in range(head["sample"]):
         row = head["hand"]
