@@ -202,7 +202,8 @@ def _look_at_all(
             prefetch_link(state.links, row["parent"])
             prefetch_link(state.links, _key_of_id(row, seed))
     if arrival_ns == 0 and rows.size > 0:
-        arrival_ns = np.int64(rows[0]["end_ns"])  # A replay that has just begun.
+        # A replay that has just begun. Times beyond 2262 are negative.
+        arrival_ns = max(np.int64(rows[0]["end_ns"]), np.int64(0))
     for number in range(rows.size):
         remember_trace(state.traces, data, rows[number], arrival_ns)
     for number in range(rows.size):

@@ -302,6 +302,22 @@ class Processor:
         except Exception:  # noqa: BLE001 - what came is better than nothing.
             return columns.body
 
+    def judge_nothing(self) -> None:
+        """Go through the motions without a request: compiles all that needs the state."""
+        columns = scan(b"", self.keys)
+        scratch, verdicts = self._scratch, self._look_at(columns, 0)
+        judge(
+            columns.rows,
+            self._plans,
+            self.state,
+            0,
+            verdicts,
+            scratch.findings,
+            scratch.steps,
+            scratch.used,
+            scratch.judge,
+        )
+
     def _look_at(self, columns: Columns, received_ns: int) -> np.ndarray:
         """Who made each call, and whose limits apply: VERDICT [rows], half filled."""
         scratch, rows, calls = self._scratch, columns.rows.size, columns.call_count

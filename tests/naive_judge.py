@@ -43,7 +43,8 @@ __all__ = ["DETECTORS", "NaiveJudge"]
 
 PARTS = ("novelty", "burst", "frequency", "off_hours")
 """`risk` speaks for them."""
-COUNTS, COPY, PART, SPEAKS = "counts", "copy", "part", "speaks"
+COUNTS, COUNTS_BESIDE, COPY, PART, SPEAKS = "counts", "beside", "copy", "part", "speaks"
+"""What a row is. COUNTS_BESIDE: the call of its id has all the spans that it may have."""
 
 
 @dataclass
@@ -102,7 +103,7 @@ class NaiveJudge:
         """What the spans of a request say of each other."""
         self.requests += 1
         sound = [row for row in rows if row.is_sound and not row.is_log]
-        arrival_ns = received_ns or self.watermark or (rows[0].end_ns if rows else 0)
+        arrival_ns = received_ns or self.watermark or (max(rows[0].end_ns, 0) if rows else 0)
         for row in rows:
             self.traces.remember(row, arrival_ns)
         for row in sound:
@@ -240,9 +241,11 @@ class NaiveJudge:
         if not event:
             told = self.links.get(row.call_id) if row.call_id is not None else None
             return (PART if row.is_log and told and told.known else COUNTS), 0
-        if not mine.spoken and self.events[event].folded >= FOLDED_MAX:
-            return COUNTS, 0
-        if row.is_log and not self.events[event].row.is_log:
+        known = self.events[event]
+        if not mine.spoken and known.folded >= FOLDED_MAX:
+            return COUNTS_BESIDE, 0
+        tells_more = row.facts["arguments"] is not None and not known.call["has_arguments"]
+        if row.is_log and not known.row.is_log and not tells_more:
             return COPY, event
         return SPEAKS, event
 
@@ -254,7 +257,7 @@ class NaiveJudge:
         if kind == PART:
             self._note_part(row, event)
             return None
-        fresh = kind == COUNTS
+        fresh = kind in {COUNTS, COUNTS_BESIDE}
         time_ns = self._time(row.end_ns, received_ns, fresh=fresh)
         link = self.links.get(row.identity)
         row.error |= link is not None and link.part_failed
@@ -269,10 +272,12 @@ class NaiveJudge:
         steps: list[tuple[str, str, tuple[float, ...]]] = []
         if fresh:
             new = Event(row, call, person, plan, action >= PAUSE, row.own_id)
-            self._take_in(new, section, places)
+            self._take_in(new, section, places, None if kind == COUNTS_BESIDE else row.call_id)
             steps = list(self._note_episodes(new, signs, places))
         told = self._told(call, signs, action, steps)
-        self._count(told, kind)
+        self.counts["duplicates", ()] += kind == COPY
+        if fresh:
+            self._count(told)
         return told
 
     def _time(self, end_ns: int, received_ns: int, *, fresh: bool) -> int:
@@ -330,8 +335,10 @@ class NaiveJudge:
                 sign.action = min(sign.action, WARN)
         return action
 
-    def _take_in(self, event: Event, section: DetectorsConfig, places: Places) -> None:
-        """Learn from a new call, and let other spans of it find it."""
+    def _take_in(
+        self, event: Event, section: DetectorsConfig, places: Places, call_id: Hashable
+    ) -> None:
+        """Learn from a new call, and let other spans of it find it, also by its id."""
         serial, row = len(self.events) + 1, event.row
         self.events[serial] = event
         trace = self.traces.known.get(row.trace) if row.trace is not None else None
@@ -345,7 +352,7 @@ class NaiveJudge:
             self.signs,
             alarmed=event.alarmed,
         )
-        for key in (row.identity, row.call_id):
+        for key in (row.identity, call_id):
             if key is not None:
                 link = self.links.at(key)
                 link.event, link.start_ns, link.end_ns = serial, row.start_ns, row.end_ns
@@ -411,12 +418,9 @@ class NaiveJudge:
             steps=tuple(steps),
         )
 
-    def _count(self, told: Told, kind: str) -> None:
-        """What the judge counts of a call."""
+    def _count(self, told: Told) -> None:
+        """What the judge counts of a new call."""
         counts = self.counts
-        counts["duplicates", ()] += kind == COPY
-        if kind != COUNTS:
-            return
         counts["tool_calls", ()] += 1
         counts["late", ()] += told.late
         counts["verdicts", (ACTIONS[told.action],)] += 1

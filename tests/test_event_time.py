@@ -110,6 +110,21 @@ def test_a_replay_has_the_clock_of_its_stream() -> None:
     assert rig.state.watermark[0] == year * SECOND_NS
 
 
+def test_a_replay_that_begins_beyond_all_time() -> None:
+    """
+    Scenario: the first span of a replay ends beyond 2262; a call of its trace that names nobody
+    comes with a usable time.
+    Guarantees: the trace is remembered: what the first span said of it counts for the second.
+    """
+    rig, calls = Rig(), Calls()
+    trace_id = b"sixteen bytes id"
+    first = calls.at(START_S, agent="known", trace_id=trace_id)
+    first.end_time_unix_nano = 1 << 63
+    rig.send([first])
+    rig.send([calls.at(START_S, agent=None, trace_id=trace_id)])
+    assert [caller.agent for caller in rig.callers] == ["known", "known"]
+
+
 def test_arrival_bounds_the_stream_again_after_a_replay() -> None:
     """
     Scenario: a live call, far behind what was judged before.

@@ -112,8 +112,14 @@ class GoodClient(threading.Thread):
 
 @pytest.fixture
 def limited(start_service: StartService) -> ServiceProcess:
-    """A service with small limits on both doors."""
-    return start_service({"receivers": {"otlp": {"protocols": LIMITS}}})
+    """A service with small limits on both doors, and little to remember: its memory is watched."""
+    remembered = dict.fromkeys(("spans", "moves", "traces", "labels", "agents", "sessions"), 1024)
+    return start_service(
+        {
+            "receivers": {"otlp": {"protocols": LIMITS}},
+            "identity": {"limits": remembered},
+        }
+    )
 
 
 def test_garbage_beside_good_clients(limited: ServiceProcess) -> None:
