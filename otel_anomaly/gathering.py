@@ -19,14 +19,15 @@ from otel_anomaly.entities.identity import (
 )
 from otel_anomaly.entities.table import find, find_or_make
 from otel_anomaly.kernels import Array, Int, Record, borrow, inlined, kernel
-from otel_anomaly.otlp.arguments import HASHING, LOOKING, read_value
+from otel_anomaly.otlp.arguments import ARGUMENT_PLAN, DESK, HASHING, LOOKING, read_value
+from otel_anomaly.otlp.arguments import ARGUMENTS as ARGUMENTS_READ
 from otel_anomaly.otlp.attributes import NONE
 from otel_anomaly.otlp.content import DESTINATIONS_MAX
 from otel_anomaly.otlp.dialects import AGENT, ARGUMENTS, OWNER, RESULT, TENANT, TOOL
 from otel_anomaly.otlp.hashing import hash_two
-from otel_anomaly.otlp.scan import ABSENT, IS_CALL, IS_ERROR
+from otel_anomaly.otlp.scan import ABSENT, IS_CALL, IS_ERROR, ROW
 from otel_anomaly.policy import exemptions, match_all, starts_program, which_override
-from otel_anomaly.state import Plans, State
+from otel_anomaly.state import VERDICT, Plans, State
 
 TENANTS, AGENTS, TOOLS, PROGRAMS = range(4)
 """Places of the patterns in `Plans.patterns`."""
@@ -149,6 +150,19 @@ def read_calls(
             at, length = np.int64(row["at"][role]), np.int64(row["length"][role])
             read_value(data, kind, at, length, looking, plan, read[place], desk[0], text)
             place += 1
+
+
+def read_nothing() -> None:
+    """Compile `read_calls`."""
+    read_calls(
+        np.frombuffer(b"\0", np.uint8),
+        np.empty(0, ROW),
+        np.empty(0, VERDICT),
+        np.empty(1, ARGUMENT_PLAN),
+        np.empty(0, ARGUMENTS_READ),
+        np.empty(1, DESK),
+        np.empty(1, np.uint8),
+    )
 
 
 @inlined

@@ -12,18 +12,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from otel_anomaly.config import Config
 from otel_anomaly.episodes import EpisodeBook
-from otel_anomaly.gathering import read_calls
+from otel_anomaly.gathering import read_nothing
 from otel_anomaly.handoff import Batch, Outcome, Payload, Signal
 from otel_anomaly.kernels import CACHED, cache_is_warm
-from otel_anomaly.otlp.arguments import ARGUMENT_PLAN, ARGUMENTS, DESK
-from otel_anomaly.otlp.scan import ROW
 from otel_anomaly.processor import Processor
 from otel_anomaly.report import Reporter, finding_numbers
-from otel_anomaly.state import VERDICT
 from otel_anomaly.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -120,22 +115,11 @@ class _Warming:
         self.book.take(columns, judgement, state)
 
 
-def _read_nothing() -> None:
-    """Compile the reader of arguments, the largest kernel, which needs no state."""
-    nothing = np.frombuffer(b"\0", np.uint8)
-    read_calls(
-        nothing,
-        np.empty(0, ROW),
-        np.empty(0, VERDICT),
-        np.empty(1, ARGUMENT_PLAN),
-        np.empty(0, ARGUMENTS),
-        np.empty(1, DESK),
-        np.empty(1, np.uint8),
-    )
-
-
 def _read_elsewhere() -> subprocess.Popen[bytes] | None:
-    """The same in a process of its own, which leaves it in the cache: half of the work."""
+    """Compile the reader of arguments in a process of its own, which leaves it in the cache.
+
+    It is the largest kernel and needs no state: nearly half of the work.
+    """
     if not CACHED or cache_is_warm():
         return None
     command = [sys.executable, "-m", "otel_anomaly.warm", _READ]
@@ -179,6 +163,6 @@ def warm() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == [_READ]:
-        _read_nothing()
+        read_nothing()
     else:
         warm()

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recordings": {"handoff", "otlp"},
     "explanation": CORE | {"processor", "report"},
     "replay": CORE | {"telemetry", "processor", "recordings", "report", "explanation"},
-    "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation"},
+    "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation", "gathering"},
     "service": CORE
     | EDGE
     | {"processor", "report", "episodes", "warm", "receivers", "exporters", "sinks"},
