@@ -22,6 +22,7 @@ from typing import Final
 
 import numpy as np
 
+from otel_anomaly.ahead import AHEAD, prefetch_entities
 from otel_anomaly.correction import (
     entry_of,
     find_places,
@@ -33,7 +34,6 @@ from otel_anomaly.correction import (
     wake,
 )
 from otel_anomaly.detectors.finding import ALLOW, OFF, PAUSE, WARN
-from otel_anomaly.detectors.past import PAST, SHAPES, TOOLS, home_of
 from otel_anomaly.entities.identity import note_own, remember_name, remember_trace, resolve
 from otel_anomaly.entities.links import (
     COUNTED,
@@ -62,7 +62,6 @@ from otel_anomaly.kernels import (
     copy_record,
     inlined,
     kernel,
-    prefetch_part,
 )
 from otel_anomaly.otlp.dialects import AGENT, ARGUMENTS, CALL_ID, RESULT, TOOL, WEAK
 from otel_anomaly.otlp.hashing import hash_two
@@ -94,7 +93,6 @@ from otel_anomaly.state import (
     FOLDED_CALLS,
     LATE_CALLS,
     NO_TIME,
-    SESSION,
     SKIPPED,
     VERDICTS,
     Plans,
@@ -104,12 +102,9 @@ from otel_anomaly.state import (
     borrow_scratch,
     borrow_state,
 )
-from otel_anomaly.state import AGENT as AGENT_RECORD
 
 BORROWED: Final = ABSENT - STEPS_MAX - 1
 """Order of what an outer span has from an inner one, with the steps between them added."""
-AHEAD: Final = 6
-"""Calls between asking for memory and using it: far enough to arrive, near enough to stay."""
 
 
 @inlined
@@ -156,15 +151,19 @@ def _key_of_id(row: Record, seed: Int) -> Int:
 
 
 @inlined
-def _link_span(data: Array, row: Record, number: Int, seed: Int, state: State, now_ns: Int) -> None:
-    """Note where a span stands: whose child it is, and what it is to the calls below."""
+def _link_span(data: Array, row: Record, number: Int, seed: Int, state: State, now_ns: Int) -> Int:
+    """Note where a span stands: whose child it is, and what it is to the calls below.
+
+    Returns 1 when calls wait for it.
+    """
     flags = row["flags"]
     if flags & IS_CALL == 0 and find(state.traces, row["trace"]) == 0:
-        return  # Nobody calls tools in this trace.
+        return np.int64(0)  # Nobody calls tools in this trace.
     link = state.links.spans[find_or_make_link(state.links, row["identity"])]
     link["flags"] |= KNOWN
     link["parent"] = row["parent"]
     link["request"], link["row"] = state.watermark[2], number
+    waited = np.int64(1 if link["waiting"] != 0 else 0)
     if flags & IS_CALL != 0:
         link["flags"] |= IS_TOOL
         link["tool"], link["call_id"] = _tool_of(row), _call_id_of(row)
@@ -179,6 +178,7 @@ def _link_span(data: Array, row: Record, number: Int, seed: Int, state: State, n
     if flags & IS_PART != 0 and flags & IS_ERROR != 0 and row["parent"] != 0:
         above = find_or_make_link(state.links, row["parent"])
         state.links.spans[above]["flags"] |= PART_FAILED
+    return waited
 
 
 @inlined
@@ -204,17 +204,18 @@ def _look_at_all(
     if arrival_ns == 0 and rows.size > 0:
         # A replay that has just begun. Times beyond 2262 are negative.
         arrival_ns = max(np.int64(rows[0]["end_ns"]), np.int64(0))
+    news, woken = np.int64(0), np.int64(0)
     for number in range(rows.size):
-        remember_trace(state.traces, data, rows[number], arrival_ns)
+        news |= remember_trace(state.traces, data, rows[number], arrival_ns)
     for number in range(rows.size):
         if _is_linked(rows[number]):
-            _link_span(data, rows[number], np.int64(number), seed, state, arrival_ns)
-    for number in range(rows.size):
+            woken |= _link_span(data, rows[number], np.int64(number), seed, state, arrival_ns)
+    for number in range(rows.size if woken != 0 else 0):
         if _is_linked(rows[number]):
             mine = find_link(state.links, rows[number]["identity"])
             if mine >= 0 and state.links.spans[mine]["waiting"] != 0:
                 wake(rows[number]["identity"], plans, state, scratch)
-    for number in range(rows.size):
+    for number in range(rows.size if news | woken != 0 else 0):
         row = rows[number]
         told = row["trace"] != 0 and row["flags"] & BAD_ID == 0
         known = find(state.traces, row["trace"]) if told else np.int64(0)
@@ -493,41 +494,6 @@ def _count_call(counters: Array, signs: Array, verdict: Record) -> None:
             counters[FINDINGS + detector * _ACTIONS + np.int64(sign["action"])] += 1
 
 
-def _starts(record: np.dtype, *names: str) -> tuple[int, ...]:
-    """Where fields of a record begin, bytes."""
-    fields = record.fields
-    assert fields is not None
-    return tuple(int(fields[name][1]) for name in names)
-
-
-LINE: Final = 64
-"""Bytes of a cache line."""
-_PAST: Final = _starts(AGENT_RECORD, "past")[0]
-_ENTRIES: Final = _PAST + _starts(PAST, "entry")[0]
-_AGENT_LINES: Final = (
-    0,
-    *(_starts(AGENT_RECORD, "shift")[0] + line * LINE for line in range(3)),
-    *(_starts(AGENT_RECORD, "burst")[0] + line * LINE for line in range(3)),
-    *_starts(AGENT_RECORD, "leak"),
-)
-_SESSION_LINES: Final = tuple(range(0, SESSION.itemsize, LINE))
-
-
-@inlined
-def _prefetch_entities(row: Record, person: Record, arguments: Record, state: State) -> None:
-    """Ask for the records of a call's agent and session, where its detectors will look."""
-    agent = find(state.agents, person["agent_key"])
-    for offset in _AGENT_LINES:
-        prefetch_part(state.agents.rows, agent, offset)
-    tool = row["hash"][TOOL]
-    prefetch_part(state.agents.rows, agent, _ENTRIES + 8 * home_of(TOOLS, tool))
-    shape = hash_two(tool, arguments["names"], np.int64(0))
-    prefetch_part(state.agents.rows, agent, _ENTRIES + 8 * home_of(SHAPES, shape))
-    session = find(state.sessions, person["session_key"])
-    for offset in _SESSION_LINES:
-        prefetch_part(state.sessions.rows, session, offset)
-
-
 @kernel
 def look_at(
     data: Array,
@@ -586,7 +552,7 @@ def judge(
             # Which arguments are meant is a guess: right while all rows are calls.
             guess: Int = min(2 * (ordinal + AHEAD), scratch.read.size - 1)
             person = verdicts[number + AHEAD]["person"]
-            _prefetch_entities(rows[number + AHEAD], person, scratch.read[guess], state)
+            prefetch_entities(rows[number + AHEAD], person, scratch.read[guess], state)
         if row["flags"] & IS_CALL == 0:
             continue
         if row["flags"] & BAD_ID != 0:

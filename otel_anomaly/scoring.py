@@ -83,7 +83,12 @@ LEARNED_AGENT, LEARNED_SHIFT, LEARNED_SERVICE, LEARNED_RATE, LEARNED_SESSION = 1
 
 
 LIMITS = np.dtype(
-    [("learning", past.LEARNING), *((name, module.PLAN) for name, module in _MODULES)], align=True
+    [
+        ("some_off", "i8"),  # Whether a detector is switched off.
+        ("learning", past.LEARNING),
+        *((name, module.PLAN) for name, module in _MODULES),
+    ],
+    align=True,
 )
 """The configuration of all detectors as the kernels read it."""
 
@@ -94,6 +99,7 @@ def make_limits(configs: Sequence[DetectorsConfig]) -> np.ndarray:
     for plan, config in zip(limits, configs, strict=True):
         learning = config.learning
         forget_days = learning.forget_after // (86_400 * SECOND_NS)
+        plan["some_off"] = not all(getattr(config, name).enabled for name, _ in _MODULES)
         plan["learning"] = learning.samples, learning.time, forget_days
         for name, module in _MODULES:
             plan[name] = module.make_plan(getattr(config, name))[0]
@@ -161,10 +167,12 @@ def score_all(
     `agent`, `counts` and `session` are rows of their tables; those whose key is 0 stand for nobody.
     """
     fresh = call["fresh"] != 0
-    for detector in range(len(DETECTORS)):
-        silence(signs[detector], OFF)
     known = agent["key"] != 0
     in_time = known and call["time_ns"] > agent["seen_ns"] - LATE_NS
+    if not in_time or plan["some_off"] != 0 or counts["key"] == 0 or session["key"] == 0:
+        # Else each of them sets its own sign.
+        for detector in range(len(DETECTORS)):
+            silence(signs[detector], OFF)
     if not in_time:
         _skip_agent(plan, np.int64(LATE if known else NO_ENTITY), signs)
     if plan["rate"]["enabled"] != 0:

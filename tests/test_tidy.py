@@ -25,7 +25,7 @@ PACKAGE = ROOT / "otel_anomaly"
 # the processor: they meet in `handoff`. Everybody may ask the house itself for its version.
 EDGE = {"handoff", "config", "telemetry", "otlp"}
 CORE = {"handoff", "kernels", "config", "otlp", "entities", "detectors", "scoring", "state"}
-STEPS = {"policy", "gathering", "correction", "episode_steps"}
+STEPS = {"policy", "gathering", "ahead", "correction", "episode_steps"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "handoff": set(),
@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policy": {"kernels", "config", "detectors"},
     "plans": CORE - {"handoff"} | {"policy"},
     "gathering": CORE - {"handoff"} | {"policy"},
+    "ahead": CORE - {"handoff"},
     "correction": CORE - {"handoff"},
     "episode_steps": CORE - {"handoff"},
     "judge": CORE - {"handoff"} | STEPS,

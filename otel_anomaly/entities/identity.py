@@ -123,15 +123,18 @@ def remember_name(names: Table, data: Array, row: Record, now_ns: Int) -> None:
 
 
 @inlined
-def remember_trace(table: Table, data: Array, row: Record, now_ns: Int) -> None:
-    """Let a span's own identity speak for its trace; a call makes its trace known."""
+def remember_trace(table: Table, data: Array, row: Record, now_ns: Int) -> Int:
+    """Let a span's own identity speak for its trace; a call makes its trace known.
+
+    Returns 1 when that is news for calls judged before.
+    """
     if row["flags"] & (IS_HINT | IS_CALL) == 0 or row["flags"] & BAD_ID != 0:
-        return
+        return np.int64(0)
     if row["trace"] == 0:
-        return  # A log record outside of any.
+        return np.int64(0)  # A log record outside of any.
     number = find_or_make(table, row["trace"], now_ns)
     if number == 0:
-        return
+        return np.int64(0)
     trace = table.rows[number]
     for who in range(len(WHO)):
         if row["order"][who] >= RESOURCE_LEVEL:
@@ -146,12 +149,14 @@ def remember_trace(table: Table, data: Array, row: Record, now_ns: Int) -> None:
         trace["start_ns"][who] = start
         trace["hash"][who] = row["hash"][who]
         if said != row["hash"][who]:
-            trace["changed"] = 1
+            if trace["last"] != 0:
+                trace["changed"] = 1
             trace["kind"][who] = row["kind"][who]
             # A length above NAME_BYTES says that the text was cut.
             trace["length"][who] = min(row["length"][who], NAME_BYTES + 1)
             kept = min(row["length"][who], NAME_BYTES)
             copy(trace["text"][who], 0, data, row["at"][who], kept)
+    return np.int64(trace["changed"])
 
 
 @inlined
@@ -208,7 +213,10 @@ def _choose_session_key(own: Record, person: Record, tenant: Int, seed: Int) -> 
     session = person["hash"][SESSION]
     if session != 0:
         person["session_kind"] = OF_SESSION
-        person["session_key"] = scoped_key(OF_SESSION, tenant, session, seed)
+        same = person["rate_kind"] == OF_SESSION
+        person["session_key"] = (
+            person["rate_key"] if same else scoped_key(OF_SESSION, tenant, session, seed)
+        )
     elif own["trace"] != 0 and own["flags"] & IS_SERVER == 0:
         person["session_kind"] = OF_TRACE
         person["session_key"] = scoped_key(OF_TRACE, tenant, own["trace"], seed)
