@@ -117,8 +117,11 @@ def inlined(function: F) -> F:
 
 
 def cache_is_warm() -> bool:
-    """Whether kernels were compiled before; if not, the first start takes some seconds."""
-    return CACHED and any(Path(numba.config.CACHE_DIR).rglob("*.nbc"))
+    """Whether the judge was compiled before; if not, the first start takes a minute.
+
+    Small kernels are compiled where a table is built at import, and say nothing.
+    """
+    return CACHED and any(Path(numba.config.CACHE_DIR).rglob("judge.judge-*.nbc"))
 
 
 def signed(value: int) -> int:

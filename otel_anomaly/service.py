@@ -287,7 +287,7 @@ def keep_freed_memory() -> None:
 async def _serve(config: Config) -> int:
     err = sys.stderr
     if not cache_is_warm():
-        print("first start on this machine: compiling the kernels, some 30 s ...", file=err)
+        print("first start on this machine: compiling the kernels, about a minute ...", file=err)
     clock = SystemClock()
     started = clock.monotonic()
     stop = asyncio.Event()

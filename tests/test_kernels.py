@@ -275,16 +275,17 @@ def test_no_cache_without_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cache_is_warm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
-    Scenario: an empty cache, one with an index only, one with code.
-    Guarantees: warm only when code is there and can be kept.
+    Scenario: an empty cache, one with an index only, one with code of a small kernel, of the judge.
+    Guarantees: warm only when the judge's code is there and can be kept.
     """
     monkeypatch.setattr(kernels, "CACHED", True)
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     assert not kernels.cache_is_warm()
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "k.nbi").write_bytes(b"")
+    (tmp_path / "deep" / "judge.judge-1.nbi").write_bytes(b"")
+    (tmp_path / "deep" / "hashing.hash_bytes-1.nbc").write_bytes(b"")
     assert not kernels.cache_is_warm()
-    (tmp_path / "deep" / "k.1.nbc").write_bytes(b"")
+    (tmp_path / "deep" / "judge.judge-1.1.nbc").write_bytes(b"")
     assert kernels.cache_is_warm()
     monkeypatch.setattr(kernels, "CACHED", False)
     assert not kernels.cache_is_warm()
