@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from otel_anomaly.report import Call, Finding
     from otel_anomaly.state import Judgement
 
+_JUDGED: Final = (Signal.TRACES, Signal.LOGS)
 SEED: Final = 0x6F74656C
 EXIT_OK, EXIT_UNREADABLE = 0, 2
 NS: Final = 1_000_000_000
@@ -94,7 +95,9 @@ class Replay:
         try:
             columns = self.processor.remember_traces(recorded.body, recorded.signal)
         except MalformedRequest as error:
-            raise RecordingError(f"{recorded.place}: {error}") from error
+            other = next(signal for signal in _JUDGED if signal is not recorded.signal)
+            hint = f" (binary files are read as {recorded.signal.value}; --signal {other.value}?)"
+            raise RecordingError(f"{recorded.place}: {error}{hint}") from error
         if self.explanation is not None:
             self.explanation.look_for(columns, self.processor)
 

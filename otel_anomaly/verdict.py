@@ -5,7 +5,7 @@
     anomaly.mode     "learning" or "active"          always
     anomaly.types    ["rate"]                        when a detector reached warn
     anomaly.reason   "rate: 124 calls in 60 s, limit 100"
-    anomaly.identity "agent=service.name (weak), session=trace id (weak)"
+    anomaly.identity "agent=service.name (weak), session=trace (weak)"
                                                      when not told by the span or its resource
     anomaly.signal.rate  0.62                        each detector's own score, not zero or all
 

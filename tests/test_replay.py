@@ -391,7 +391,10 @@ def test_an_output_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/no/out.bin: No such file or directory",
         f"{link}: is one of the files to be read",
-        (f"{broken}: not an ExportLogsServiceRequest: its framing is broken"),
+        (
+            f"{broken}: not an ExportLogsServiceRequest: its framing is broken"
+            " (binary files are read as logs; --signal traces?)"
+        ),
     ]
 
 

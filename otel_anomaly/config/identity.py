@@ -92,11 +92,12 @@ class IdentityConfig(Section):
         "ai.telemetry.functionId",
         "gen_ai.main_agent.name",
         "microsoft.gen_ai.main_agent.name",
-        "gen_ai.agent.id",
+        "microsoft.a365.agent.blueprint.id",
         "fastmcp.server.name",
         "service.name",
     )
-    """Keys of the agent."""
+    """Keys of the agent. Not `gen_ai.agent.id`: several frameworks make it anew for every process.
+    Add it, and to `weak`, where yours is kept."""
     # Not `mcp.session.id`, which some servers make anew for every call, and not
     # `langsmith.trace.session_name`, which is a project.
     session: tuple[str, ...] = (
@@ -108,10 +109,12 @@ class IdentityConfig(Section):
         "spring.ai.chat.client.conversation.id",
         *_spelt("session_id", "sessionId", "thread_id", "threadId"),
     )
-    """Keys of the session. None found: the user, the tenant, then `anon` stand in."""
+    """Keys of the session. None found: for `rate` the user, the tenant, then `anon` stand in; for
+    `loop` the trace."""
     user: tuple[str, ...] = (
         "enduser.id",
         "user.id",
+        "microsoft.agent.user.id",
         "user.email",
         "user.account_uuid",
         "user.account_id",
@@ -124,7 +127,6 @@ class IdentityConfig(Section):
     """Keys naming whom the presented credential belongs to."""
     weak: tuple[str, ...] = (
         "service.namespace",
-        "gen_ai.agent.id",
         "fastmcp.server.name",
         "service.name",
     )
