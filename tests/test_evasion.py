@@ -200,6 +200,21 @@ def test_a_flood_of_names_does_not_push_out_the_old_ones(what: str, detector: st
     assert detector not in signals(verdict)
 
 
+def test_blind_a_new_tool_after_a_flood_of_them() -> None:
+    """
+    Scenario: a known agent names so many new tools that its memory is full, each warned of, and
+    then the one that matters.
+    Guarantees: blind: without room, new cannot be told from not kept. The skip is counted.
+    """
+    rig, calls = warm_rig({"off_hours": {"enabled": False}})
+    flood = [calls.at(WARM_S + 70 * i, tool=f"t{i}", arguments=None) for i in range(70)]
+    assert [verdict.action for verdict in rig.send(flood)].count("warn") == 61
+    before = rig.counts("detector_skipped", "novelty", "memory_full")
+    verdict = one(rig, calls.at(WARM_S + 5000, tool="delete_records", arguments=None))
+    assert verdict.action == "allow"
+    assert rig.counts("detector_skipped", "novelty", "memory_full") == before + 1
+
+
 @pytest.mark.parametrize(
     "name",
     [
