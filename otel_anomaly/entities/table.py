@@ -140,12 +140,6 @@ def prefetch_slot(table: Table, key: Int) -> None:
     prefetch(table.slots[:, KEY], key & table.head[0]["mask"])
 
 
-@inlined
-def prefetch_row(table: Table, key: Int) -> None:
-    """Ask for the record of a key whose slot was asked for before."""
-    prefetch(table.rows, find(table, key))
-
-
 SOON: Final = 4
 """Rows under the hand between asking for memory and using it."""
 

@@ -90,7 +90,7 @@ def retry_info_s(details: bytes) -> float | None:
                 delay = info.retry_delay
                 return float(max(delay.seconds + delay.nanos / SECOND_NS, 0.0))
     except DecodeError:
-        pass
+        return None  # The next hop's garbage: our own backoff decides, as without a hint.
     return None
 
 

@@ -114,7 +114,6 @@ _LIFT: Final = 8 - 1 | (8 - 8) << 4 | (8 - 3) << 8 | (8 - 1) << 12
 _REACHED: Final = 0x8888
 _REACHED_RUN: Final = 0x80
 _REACHED_DASHES: Final = 0x800
-_REACHED_SINGLE: Final = 0x8008
 _DIGIT: Final = 1
 _MARK: Final = 1 << 12
 

@@ -165,13 +165,13 @@ def _read_id(value: object) -> bytes:
 
 
 def _read_base64(value: object) -> bytes:
+    if not isinstance(value, str):
+        raise _MisfitError("must be a string in base64")
+    digits = value.translate(_BASE64_URL).rstrip("=")
     try:
-        if isinstance(value, str):
-            digits = value.translate(_BASE64_URL).rstrip("=")
-            return b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+        return b64decode(digits + "=" * (-len(digits) % 4), validate=True)
     except ValueError:
-        pass
-    raise _MisfitError("must be a string in base64")
+        raise _MisfitError("must be a string in base64") from None
 
 
 def _read_bool(value: object) -> bool:
