@@ -60,6 +60,7 @@ class Table(NamedTuple):
         """Texts that say nothing."""
         texts = {
             "agent": self.placeholders,
+            "tool": conventions.NO_TOOL,
             "call_id": conventions.NO_CALL_ID,
             "arguments": conventions.NO_ARGUMENTS,
         }
@@ -197,13 +198,21 @@ def _nested_end(data: bytes, at: int) -> int:
 def said_by(pairs: Iterable[KeyValue], events: Iterable[Span.Event] = ()) -> Said:
     """Attributes, those of events, then the members of JSON in them."""
     said: Said = [(pair.key, pair.value) for pair in pairs]
-    documents = [v for k, v in said if k == conventions.METADATA and v.HasField("string_value")]
+    documents = {k: v for k, v in said if k in conventions.DOCUMENTS and _holds_content(v)}
     for event in events:
         said += [(EventKey(event.name, pair.key), pair.value) for pair in event.attributes]
-    if documents:
-        for name, value in members(documents[-1].string_value):
-            said.append((f"{conventions.METADATA}.{name}", value))
+    for document in sorted(documents, key=conventions.DOCUMENTS.index):
+        for name, value in _inside(documents[document]):
+            said.append((f"{document}.{name}", value))
     return said
+
+
+def _inside(document: Any) -> Iterator[tuple[str, Any]]:
+    """The members of an object, written as JSON or as a map."""
+    if document.HasField("kvlist_value"):
+        yield from ((pair.key, pair.value) for pair in document.kvlist_value.values)
+    elif document.HasField("string_value"):
+        yield from members(document.string_value)
 
 
 def said_of(place: Iterable[KeyValue]) -> Said:
@@ -236,7 +245,10 @@ class Reader:
             )
         if values == ANY_TEXT:
             return text(self.last.get(key)) is not None
-        wanted = {values} if isinstance(values, str) else set(values)
+        listed = (values,) if isinstance(values, str) else values
+        wanted = {
+            said for one in listed for said in (one, one.lower(), one.upper(), one.capitalize())
+        }
         found = self.events if key == "event.name" else [text(self.last.get(key))]
         return not wanted.isdisjoint(found)
 
@@ -258,11 +270,9 @@ class Reader:
             lowered = _lower(text(value) or "") if _is_text(value) else ""
             return None if lowered and lowered in self.table.absent(role) else value
         told = _plain(role, value)
-        if told is None or weak:
-            return told
-        if _is_text(value) and _lower(told) in self.table.absent(role):
+        if told is None or (_is_text(value) and _lower(told) in self.table.absent(role)):
             return None
-        return None if role == "agent" and told == self.banned else told
+        return None if role == "agent" and told == self.banned and not weak else told
 
     def by_keys(self, role: str, said: Said, keys: Iterable[Key], *, weak: bool = False) -> Any:
         """The best key that says something; of equal ones the last."""

@@ -491,7 +491,13 @@ ROWS = (
         call_id="c-1",
         agent="helper",
     ),
-    Row("autogen", {**CALLED, "gen_ai.system": "autogen"}, above=INVOKED, call_id="c-1", agent="helper"),
+    Row(
+        "autogen",
+        {**CALLED, "gen_ai.system": "autogen"},
+        above=INVOKED,
+        call_id="c-1",
+        agent="helper",
+    ),
     Row(
         "strands",
         {

@@ -27,6 +27,7 @@ from otel_anomaly.otlp.dialects import (
     SESSION,
     SPARE,
     SPARES_MAX,
+    STAMP,
     TENANT,
     TOOL,
     USER,
@@ -52,6 +53,8 @@ GLOBAL_MARKS = len(
     }
 )
 """Marks that every table has, whatever its dialects."""
+SPARES_LEFT = SPARES_MAX - STAMP - 1
+"""Sources of derived facts that a table may have."""
 NUMBERED = tuple(tuple(f"{who}.{rank}" for rank in range(RANKS_MAX)) for who in WHO)
 
 TOOLS, ERRORS = (tuple(f"{w}.{i}" for i in range(RANKS_MAX)) for w in ("tool", "error"))
@@ -315,7 +318,7 @@ def test_too_much_of_anything_else() -> None:
             NOBODY[:who], (), prefix="p" * prefix, seed=SEED, dialects=rows, derived=derived
         )
 
-    sources = [Derived("error", str(i), when=(("k0", "v"),)) for i in range(SPARES_MAX + 1)]
+    sources = [Derived("error", str(i), when=(("k0", "v"),)) for i in range(SPARES_LEFT + 1)]
     build(BITS_MAX - GLOBAL_MARKS, RULES_MAX, PREFIX_MAX - 1, derived=sources[1:])
     for too_much in (
         {"when": BITS_MAX - GLOBAL_MARKS + 1},

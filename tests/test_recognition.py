@@ -175,6 +175,12 @@ def test_each_dialect(dialect: Any) -> None:
         ([*CALL, ("success", True)], IS_CALL),
         ([*CALL, ("langfuse.observation.level", "ERROR")], IS_CALL | IS_ERROR),
         ([*CALL, ("error.type", "")], IS_CALL),
+        ([*CALL, ("success", "False")], IS_CALL | IS_ERROR),
+        ([*CALL, ("gen_ai.tool.status", "ERROR")], IS_CALL | IS_ERROR),
+        ([("openinference.span.kind", "tool")], IS_CALL),
+        ([("openinference.span.kind", "Agent")], IS_BOUNDARY),
+        ([("langfuse.observation.type", "TOOL")], IS_CALL),
+        ([("traceloop.span.kind", "Tool")], IS_CALL),
     ],
 )
 def test_flags(pairs: Pairs, flags: int) -> None:
@@ -318,12 +324,12 @@ def test_content_of_another_mark() -> None:
 def test_false_friends(placeholder: str) -> None:
     """
     Scenario: a text that names nobody where the agent's name belongs.
-    Guarantees: the next key counts, or nobody; where nothing else is there, a weak key may say it.
+    Guarantees: the next key counts, or nobody, under a weak key as well; it may be a user's name.
     """
     assert said(AGENT, [("gen_ai.agent.name", placeholder)]) is None
     pairs: Pairs = [("gen_ai.agent.name", placeholder), ("agent_name", "true name")]
     assert said(AGENT, pairs) == "true name"
-    assert said(AGENT, [("service.name", placeholder)]) == placeholder
+    assert said(AGENT, [("service.name", placeholder)]) is None
     assert said(USER, [("user.id", placeholder)]) == placeholder
 
 
@@ -409,13 +415,46 @@ def test_nothing_leaks_into_the_next() -> None:
         assert set(told[8 * i : 8 * i + 8]) == {expected}
 
 
-def test_metadata_that_is_no_text() -> None:
+def test_metadata_as_a_map() -> None:
     """
-    Scenario: `metadata` as bytes and as a map.
-    Guarantees: only text is read as JSON.
+    Scenario: `metadata` as a map; as bytes, a list, a number; as a map whose members are of all
+    types, nested, without a name; twice.
+    Guarantees: the members of a map are read like those of a JSON object, of nothing else; the last
+    `metadata` counts.
     """
-    for value in (b'{"user_id": "u"}', {"user_id": "u"}, ['{"user_id": "u"}']):
-        assert said(USER, [("metadata", value)]) is None
+    assert said(USER, [("metadata", {"user_id": "u"})]) == "u"
+    assert said(USER, [("metadata", {"user_id": 42, "": "x"})]) == "42"
+    assert said(AGENT, [("metadata", {"lc_agent_name": '"a"', "user_id": "u"})]) == "a"
+    pairs: Pairs = [("metadata", {"user_id": "u"}), ("metadata", '{"thread_id": "t"}')]
+    assert said(USER, pairs) is None
+    assert said(SESSION, pairs) == "t"
+    assert said(USER, pairs[::-1]) == "u"
+    for odd in (None, "", 1.5, b"", {}, {"user_id": {"user_id": "u"}}, {"user_id": ["u"]}):
+        assert said(USER, [("metadata", odd)]) is None
+    for odd in (b'{"user_id": "u"}', ['{"user_id": "u"}'], [{"user_id": "u"}], 7, True):
+        assert said(USER, [("metadata", odd)]) is None
+    assert said(USER, [("metadata", {"k" * 400: "x", "user_id": "u"})]) == "u"
+
+
+def test_maps_in_unusual_forms() -> None:
+    """
+    Scenario: `metadata` as a map behind a text in one value, which counts for protobuf alone; with
+    fields that nobody knows in the map; cut off.
+    Guarantees: read in the one form that encoders write, else left alone; never beyond its end.
+    """
+    pair = wire.chunk(1, b"user_id") + wire.chunk(2, wire.chunk(1, b"u"))
+    members = wire.chunk(6, wire.chunk(1, pair))
+    for value, user in (
+        (members, "u"),
+        (wire.chunk(6, wire.number(9, 1) + wire.chunk(1, pair)), "u"),
+        (members + members, None),
+        (wire.chunk(1, b"x") + members, None),
+        (wire.chunk(6, b""), None),
+    ):
+        attribute = wire.chunk(1, b"metadata") + wire.chunk(2, value)
+        body = one_span(wire.chunk(9, attribute), *IDS)
+        (row,) = scan(body, KEYS).rows
+        assert text_of(body, row, USER) == user
 
 
 def test_metadata() -> None:

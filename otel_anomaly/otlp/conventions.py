@@ -4,7 +4,8 @@ A row says which marks a tool call carries, and which keys name the tool, its ar
 call id and failure. The order of the rows is the order in which their keys are preferred. Grounds:
 captured payloads of the packages named, their sources, and the GenAI and MCP conventions (1.41).
 
-    mark        (key, value), (key, (value, value, ..)) or (key, "*"): any value but an empty one
+    mark        (key, value), (key, (value, value, ..)) or (key, "*"): any value but an empty one;
+                a value also counts in lower case, in upper case and with a capital
     SPAN_NAME   in place of a key: the span's name; a trailing `*` stands for any text
     EventKey    an attribute of a span event
     derived     a fact that stands inside another: `invoke_agent X` names the agent X
@@ -85,7 +86,7 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     ),
     Dialect(
         name="openinference",
-        when=(("openinference.span.kind", ("TOOL", "tool", "Tool")),),
+        when=(("openinference.span.kind", "TOOL"),),
         unless=_NO_OPERATION,
         tool=("tool.name",),
         arguments=("input.value",),
@@ -207,6 +208,7 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
             ("event.name", ("tool_result", "claude_code.tool_result")),
             ("tool_name", ANY_TEXT),
         ),
+        tool=("mcp_tool_name", "tool_parameters.mcp_tool_name"),
         arguments=("tool_input", "tool_parameters"),
         logs=True,
     ),
@@ -275,7 +277,7 @@ BOUNDARIES: Final[tuple[Mark, ...]] = (
             "text_completion",
         ),
     ),
-    ("openinference.span.kind", ("AGENT", "agent", "Agent", "LLM", "llm")),
+    ("openinference.span.kind", ("AGENT", "LLM")),
     ("traceloop.span.kind", ("agent", "workflow")),
     ("langsmith.span.kind", "llm"),
     ("langfuse.observation.type", ("agent", "generation")),
@@ -312,7 +314,7 @@ MODELS: Final = (
 """Keys of the model's name, which some frameworks also write where the agent's belongs."""
 
 _TOOL_KIND: tuple[Mark, ...] = (("langsmith.span.kind", "tool"),)
-_AGENT_KIND: tuple[Mark, ...] = (("openinference.span.kind", ("AGENT", "agent", "Agent")),)
+_AGENT_KIND: tuple[Mark, ...] = (("openinference.span.kind", "AGENT"),)
 
 DERIVED: Final[tuple[Derived, ...]] = (
     # LangSmith writes a tool's input and output under the names of a model's.
@@ -343,10 +345,17 @@ PLUGIN_SCOPES: Final = ("semantic_kernel", "Microsoft.SemanticKernel")
 A plugin's name has no `-` in it. A function without a plugin that has one loses what is before it.
 """
 
+NO_TOOL: Final = ("mcp_tool",)
+"""Claude Code's log records call every tool of every MCP server so, unless told to say more."""
 NO_CALL_ID: Final = ("unknown", "none", "null", "n/a")
 NO_ARGUMENTS: Final = ("n/a",)
 
 SERVICE_NAME: Final = "service.name"
 SERVICE_NAMESPACE: Final = "service.namespace"
-METADATA: Final = "metadata"
-"""An attribute that holds a JSON object (OpenInference): its members are keys `metadata.<name>`."""
+DOCUMENTS: Final = ("metadata", "tool_parameters")
+"""Attributes that hold an object, as JSON or as a map: its members are keys `<attribute>.<name>`.
+
+OpenInference tells there what the application knows; Claude Code which tool of which server.
+"""
+EVENT_TIME: Final = "event.timestamp"
+"""The time of a log record (RFC 3339), for one whose own fields hold none."""

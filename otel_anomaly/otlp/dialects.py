@@ -24,7 +24,8 @@ from otel_anomaly.otlp.conventions import (
     ANY_TEXT,
     DERIVED,
     DIALECTS,
-    METADATA,
+    DOCUMENTS,
+    EVENT_TIME,
     PLACEHOLDERS,
     PLUGIN_SCOPES,
     SPAN_NAME,
@@ -43,8 +44,8 @@ TOOL, ERROR, CALL_ID, ARGUMENTS, RESULT, MODEL = range(len(WHO), len(WHO) + 6)
 ROLES: Final = (*WHO, "tool", "error", "call_id", "arguments", "result", "model")
 FACTS: Final = len(ROLES)
 """Roles whose best value is kept; the following are worked off at once."""
-MARK, SPARE, JSON, SERVICE, NAMESPACE = range(FACTS, FACTS + 5)
-"""MARK sets bits; SPARE is a source of derived facts; JSON holds more keys."""
+MARK, SPARE, SERVICE, NAMESPACE = range(FACTS, FACTS + 4)
+"""MARK sets bits; SPARE is what a span's end needs: documents, times, sources of derived facts."""
 assert ROLES[MODEL] == "model"
 
 WEAK = 256
@@ -62,7 +63,13 @@ SCOPES_MAX: Final = 16
 ABSENT_BYTES_MAX: Final = 256
 LENGTHS: Final = 62
 """Lengths told apart before an absent value is looked at; the last stands for all beyond."""
-METADATA_PREFIX: Final = np.frombuffer(f"{METADATA}.".encode(), np.uint8)
+STAMP: Final = len(DOCUMENTS)
+"""Number of the spare that holds a record's time; the documents come before it."""
+DOCUMENT_BITS: Final = (1 << len(DOCUMENTS)) - 1
+DOCUMENT_PREFIXES: Final = np.frombuffer(
+    "".join(f"{name}.".ljust(PREFIX_MAX, "\0") for name in DOCUMENTS).encode(), np.uint8
+).reshape(-1, PREFIX_MAX)
+DOCUMENT_SIZES: Final = np.array([len(name) + 1 for name in DOCUMENTS])
 
 IN_NAME: Final = -1
 """Source of a derived fact: the span's name."""
@@ -133,6 +140,11 @@ def _values(mark: Mark) -> tuple[str, ...]:
     return () if values == (ANY_TEXT,) else values
 
 
+def _spellings(value: str) -> tuple[str, ...]:
+    """A value of a mark in the cases that it is written in."""
+    return value, value.lower(), value.upper(), value.capitalize()
+
+
 def _bits_of(dialects: Sequence[Dialect], derived: Sequence[Derived]) -> dict[Mark, int]:
     """Each mark that something asks for -> its bit."""
     marks = [
@@ -157,8 +169,6 @@ def _add_identity(table: _Table, identity: Sequence[Sequence[str]], weak: Sequen
         for rank, key in enumerate(keys):
             order = rank + (WEAK if key in weak else 0)
             table.roles.setdefault(key, []).append((who, 0, order, 0))
-    if any(key.startswith(f"{METADATA}.") for keys in identity for key in keys):
-        table.roles.setdefault(METADATA, []).append((JSON, 0, 0, 0))
     for name, role in (
         (conventions.SERVICE_NAME, SERVICE),
         (conventions.SERVICE_NAMESPACE, NAMESPACE),
@@ -208,7 +218,8 @@ def compile_keys(
     assert len(prefix) < PREFIX_MAX, "prefix too long"
     dialects = [dialect for dialect in dialects if lenient or not dialect.lenient]
     assert len(dialects) <= RULES_MAX, "too many dialects"
-    sources = dict.fromkeys(rule.source for rule in derived if rule.source != SPAN_NAME)
+    derived_from = (rule.source for rule in derived if rule.source != SPAN_NAME)
+    sources = dict.fromkeys((*DOCUMENTS, EVENT_TIME, *derived_from))
     assert len(sources) <= SPARES_MAX, "too many sources"
     spares = {source: number for number, source in enumerate(sources)}
     table = _Table(_bits_of(dialects, derived), {}, spares)
@@ -258,7 +269,7 @@ def _fill_slots(keys: np.void, by_key: dict[Key, list[Role]], seed: int) -> None
     used = 0
     for hashed, roles in found.items():
         assert len(roles) <= COUNT_MASK, "too many roles of a key"
-        is_hashed = any(role[0] not in {ARGUMENTS, RESULT, SPARE, JSON} for role in roles)
+        is_hashed = any(role[0] not in {ARGUMENTS, RESULT, SPARE} for role in roles)
         packed = used << FIRST_SHIFT | int(HASHED) * is_hashed | len(roles)
         keys["slots"][_free(keys["slots"], hashed, size)] = hashed, packed
         for i, role in enumerate(roles):
@@ -280,8 +291,8 @@ def _fill_values(keys: np.void, bits: dict[Mark, int], seed: int) -> None:
     for mark, bit in bits.items():
         if mark[0] == SPAN_NAME:
             continue
-        for value in _values(mark):
-            pair = int(hash_two(hash_text(mark[0], seed), hash_text(value, seed), seed))
+        for spelled in {spelled for value in _values(mark) for spelled in _spellings(value)}:
+            pair = int(hash_two(hash_text(mark[0], seed), hash_text(spelled, seed), seed))
             pairs[pair] = pairs.get(pair, 0) | bit
     size = 1 << (2 * len(pairs)).bit_length()
     assert size <= VALUES_MAX, "too many values"
@@ -370,6 +381,7 @@ def _fill_absent(keys: np.void, placeholders: Sequence[str], seed: int) -> None:
         (role, lowered(text))
         for role, texts in (
             (AGENT, placeholders),
+            (TOOL, conventions.NO_TOOL),
             (CALL_ID, conventions.NO_CALL_ID),
             (ARGUMENTS, conventions.NO_ARGUMENTS),
         )

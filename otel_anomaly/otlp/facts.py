@@ -1,7 +1,7 @@
 """From attributes to facts: which tool, who, what was handed over, is it a call at all.
 
     attribute -> slot of the table -> roles: keep the value if it is the best so far, or set marks
-    all read  -> metadata -> marks in the span's name -> is it a call? -> derived facts -> flags
+    all read  -> documents -> marks in the span's name -> is it a call? -> derived facts -> flags
 
 Two things wait for the end of a span, because its attributes come in any order: facts derived from
 others, and an agent's name that turns out to be the model's. The first are noted as spares; for the
@@ -15,28 +15,30 @@ from typing import Final
 import numpy as np
 
 from otel_anomaly.kernels import Array, Int, Record, copy, inlined, kernel, load1
-from otel_anomaly.otlp.attributes import NONE, STRING, hash_value, read_unusual_pair
+from otel_anomaly.otlp.attributes import ANY, NONE, STRING, hash_value, read_unusual_pair
 from otel_anomaly.otlp.dialects import (
     ABSENT_BYTES_MAX,
     AGENT,
     ARGUMENTS,
     COUNT_MASK,
     DERIVED_ORDER,
+    DOCUMENT_BITS,
+    DOCUMENT_PREFIXES,
+    DOCUMENT_SIZES,
     ERROR,
     EVENTS,
     FACTS,
     FIRST_SHIFT,
     HASHED,
     IN_NAME,
-    JSON,
     LENGTHS,
     MARK,
-    METADATA_PREFIX,
     MODEL,
     NAMELESS_CALL,
     NAMESPACE,
     NEEDED,
     PREFIX_AT,
+    PREFIX_MAX,
     PREFIX_SIZE,
     RESULT,
     ROLE,
@@ -67,10 +69,11 @@ from otel_anomaly.otlp.rows import (
     SPAN_LEVEL,
 )
 from otel_anomaly.otlp.tool_names import SERVER_PREFIX, begins, cut_plugin, server_size
+from otel_anomaly.otlp.values import MAP, any_member
 from otel_anomaly.otlp.wire import BYTES, read_length, read_tag, skip
 
 _QUOTE: Final = 34
-_KEY_BYTES_MAX: Final = SCRATCH_BYTES - METADATA_PREFIX.size
+_KEY_BYTES_MAX: Final = SCRATCH_BYTES - PREFIX_MAX
 assert SCRATCH_BYTES >= ABSENT_BYTES_MAX
 
 
@@ -173,7 +176,7 @@ def _take_fact(
         if cut != 0:
             at, length = at + cut, length - (2 if role < len(WHO) else cut)
             value_hash = hash_bytes(data, at, length, keys["seed"])
-    if kind == STRING and order < WEAK:
+    if kind == STRING:
         lengths = keys["absent_lengths"][role]
         if (lengths >> min(length, LENGTHS)) & 1 != 0 and _is_absent(
             data, at, length, role, keys, notes
@@ -230,9 +233,6 @@ def take(
                 notes["kind"][number] = kind
                 notes["at"][number] = at
                 notes["length"][number] = length
-        elif role == JSON:
-            if kind == STRING and level == SPAN_LEVEL:
-                notes["json_at"], notes["json_length"] = at, length
         elif level == RESOURCE_LEVEL:
             if value_hash != 0 and role == SERVICE:
                 notes["service"] = value_hash
@@ -272,25 +272,71 @@ def take_event(
 
 
 @kernel
-def _take_metadata(data: Array, keys: Record, row: Record, notes: Record) -> None:
-    """Take the members of the JSON object noted, as attributes `metadata.<name>`."""
-    at = notes["json_at"]
-    end = at + notes["json_length"]
-    scratch = notes["scratch"]
-    prefix = METADATA_PREFIX.size
+def _take_member(
+    data: Array,
+    document: Int,
+    key: Int,
+    key_end: Int,
+    kind: Int,
+    at: Int,
+    length: Int,
+    keys: Record,
+    row: Record,
+    notes: Record,
+) -> None:
+    """Take one member of a document, as an attribute `<document>.<name>`."""
+    if key_end - key > _KEY_BYTES_MAX:
+        return
+    scratch, prefix = notes["scratch"], DOCUMENT_SIZES[document]
+    copy(scratch, 0, DOCUMENT_PREFIXES[document], 0, prefix)
+    copy(scratch, prefix, data, key, key_end - key)
+    hashed, place = find_key(scratch, 0, prefix + key_end - key, keys)
+    if place >= 0:
+        take(data, hashed, place, kind, at, length, SPAN_LEVEL, keys, row, notes)
+
+
+@kernel
+def _take_json(
+    data: Array, document: Int, at: Int, end: Int, keys: Record, row: Record, notes: Record
+) -> None:
+    """Take the members of a JSON object."""
     separator = OPENING
     while True:
         key, key_end, kind, value_at, length, at = read_member(data, at, end, separator)
         if at < 0:
             return
         separator = COMMA
-        if key_end - key > _KEY_BYTES_MAX:
-            continue
-        copy(scratch, 0, METADATA_PREFIX, 0, prefix)
-        copy(scratch, prefix, data, key, key_end - key)
-        hashed, place = find_key(scratch, 0, prefix + key_end - key, keys)
-        if place >= 0:
-            take(data, hashed, place, kind, value_at, length, SPAN_LEVEL, keys, row, notes)
+        _take_member(data, document, key, key_end, kind, value_at, length, keys, row, notes)
+
+
+@kernel
+def _take_map(
+    data: Array, document: Int, at: Int, end: Int, keys: Record, row: Record, notes: Record
+) -> None:
+    """Take the members of a checked AnyValue that is a map, in the form that encoders write."""
+    member, at, end = any_member(data, at, end)
+    while member == MAP and at < end:
+        tag, at = read_tag(data, at, end)
+        if tag == (1 << 3 | BYTES):
+            start, stop = read_length(data, at, end)
+            _, key, key_end, kind, value_at, length = read_unusual_pair(
+                data, start, stop, IN_ATTRIBUTE + 1
+            )
+            _take_member(data, document, key, key_end, kind, value_at, length, keys, row, notes)
+        at = skip(data, at, end, tag, IN_ATTRIBUTE)
+
+
+@kernel
+def _take_documents(data: Array, keys: Record, row: Record, notes: Record) -> None:
+    """Take the members of the documents noted."""
+    for document in range(DOCUMENT_SIZES.size):
+        if (notes["told"] >> document) & 1 != 0:
+            at = notes["at"][document]
+            end = at + notes["length"][document]
+            if notes["kind"][document] == STRING:
+                _take_json(data, document, at, end, keys, row, notes)
+            elif notes["kind"][document] == ANY:
+                _take_map(data, document, at, end, keys, row, notes)
 
 
 @kernel
@@ -368,8 +414,8 @@ def settle(
     notes: Record,
 ) -> None:
     """Finish the facts and flags of a row whose attributes are all read."""
-    if notes["json_length"] > 0:
-        _take_metadata(data, keys, row, notes)
+    if notes["told"] & DOCUMENT_BITS != 0:
+        _take_documents(data, keys, row, notes)
     speaks = name_length > 0 and keys["name_starts"][load1(data, name_at)] != 0
     if speaks:
         marks |= _name_bits(data, name_at, name_length, keys)

@@ -71,8 +71,6 @@ NOTES = np.dtype(
         ("banned", "i8"),  # Hash of the model's name, once it was seen in the agent's place.
         ("service", "i8"),
         ("namespace", "i8"),
-        ("json_at", "i8"),
-        ("json_length", "i8"),
         ("kind", "i8", (SPARES_MAX,)),
         ("at", "i8", (SPARES_MAX,)),
         ("length", "i8", (SPARES_MAX,)),

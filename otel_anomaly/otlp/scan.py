@@ -235,7 +235,7 @@ def _read_child(
 ) -> bool:
     """Check one span or log record and note it in `row`."""
     copy_record(row, inherited)
-    notes["told"] = notes["json_length"] = 0
+    notes["told"] = 0
     if signal == LOGS:
         return read_record(data, start, stop, keys, row, notes)
     return read_span(data, start, stop, keys, row, notes)
