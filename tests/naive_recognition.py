@@ -5,6 +5,7 @@ regular expressions over the same table of conventions.
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
@@ -213,6 +214,31 @@ def _inside(document: Any) -> Iterator[tuple[str, Any]]:
         yield from ((pair.key, pair.value) for pair in document.kvlist_value.values)
     elif document.HasField("string_value"):
         yield from members(document.string_value)
+
+
+MOMENT = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d):(\d\d)(?:[.,](\d+))?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+
+
+def time_ns(said: str) -> int:
+    """Nanoseconds since 1970 of a time by RFC 3339; 0 when the text is none."""
+    found = MOMENT.fullmatch(said)
+    if found is None or int(found[3]) > 60 or not "1970" <= found[1][:4] <= "2261":
+        return 0
+    try:
+        moment = datetime.fromisoformat(f"{found[1]}T{found[2]}:00{found[5].upper()}")
+    except ValueError:
+        return 0
+    seconds = int(moment.timestamp()) + int(found[3])
+    return 0 if seconds < 0 else seconds * 10**9 + int((found[4] or "").ljust(9, "0")[:9])
+
+
+def time_of_event(record: LogRecord) -> int:
+    """The time that a record tells in an attribute."""
+    told = [pair.value for pair in record.attributes if pair.key == conventions.EVENT_TIME]
+    told = [value for value in told if _holds_content(value)]
+    return time_ns(told[-1].string_value) if told else 0
 
 
 def said_of(place: Iterable[KeyValue]) -> Said:

@@ -284,6 +284,9 @@ def _record(rng: random.Random) -> LogRecord:
         flags=rng.choice((0, 1, 2**32 - 1)),
         dropped_attributes_count=rng.choice((0, 1, 2**32 - 1)),
     )
+    if rng.random() < 0.3:
+        times = ("2026-11-21T09:14:56.721Z", "2026-11-21 10:14:56+01:00", "2026-11-21", "")
+        pairs.insert(0, (conventions.EVENT_TIME, rng.choice(times)))
     events = ["claude_code.tool_result", "codex.tool_result", "tool_decision", ""]
     if rng.random() < 0.5:
         said = rng.choice(events) if rng.random() < 0.5 else traffic.random_value(rng, 2)

@@ -264,6 +264,25 @@ def test_what_a_call_says() -> None:
     assert text_of(request_of(record_of(claude)), row, TOOL) == "read"
 
 
+def test_the_time_of_an_event() -> None:
+    """
+    Scenario: a call whose record has a time, only that of its observation, only an attribute that
+    tells it as text, one that tells none; twice.
+    Guarantees: the first of these that is there; of two attributes the last; else none.
+    """
+    noon = 1_795_255_200_000_000_000
+    told: Pairs = [*CODEX, ("event.timestamp", "2026-11-21T10:00:00Z")]
+    bare = {"time_unix_nano": 0}
+    assert row_of(told)["end_ns"] == 7
+    assert row_of(told, **bare, observed_time_unix_nano=9)["end_ns"] == 9
+    row = row_of(told, **bare)
+    assert (row["start_ns"], row["end_ns"]) == (noon, noon)
+    assert row_of([("event.timestamp", "x"), *told], **bare)["end_ns"] == noon
+    for odd in ("yesterday", noon, b"2026-11-21T10:00:00Z"):
+        assert row_of([*told, ("event.timestamp", odd)], **bare)["end_ns"] == 0
+    assert row_of(CODEX, **bare)["end_ns"] == 0
+
+
 # --- Ids ----------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load8
 from otel_anomaly.otlp.attributes import NONE, STRING, read_value
-from otel_anomaly.otlp.dialects import CALL_ID, OF_LOG, SESSION, TENANT
+from otel_anomaly.otlp.dialects import CALL_ID, OF_LOG, SESSION, STAMP, TENANT
 from otel_anomaly.otlp.facts import event_bits, settle
 from otel_anomaly.otlp.hashing import hash_bytes, hash_two
 from otel_anomaly.otlp.rows import (
@@ -28,6 +28,7 @@ from otel_anomaly.otlp.rows import (
     IS_LOG,
 )
 from otel_anomaly.otlp.spans import note_trace, read_attribute
+from otel_anomaly.otlp.timestamps import read_time
 from otel_anomaly.otlp.wire import (
     ANY_VALUE,
     BYTES,
@@ -88,7 +89,7 @@ def read_record(data: Array, at: Int, end: Int, keys: Record, row: Record, notes
             if field == 12:
                 event_at, event_length = start, at - start
     if row["end_ns"] == 0:
-        row["end_ns"] = observed_ns
+        row["end_ns"] = observed_ns if observed_ns != 0 else _told_ns(data, notes)
     row["start_ns"] = row["end_ns"]
     _close_ids(data, keys["seed"], trace_bytes, span_bytes, row)
     # The event's name may stand in any of three places.
@@ -98,6 +99,15 @@ def read_record(data: Array, at: Int, end: Int, keys: Record, row: Record, notes
     settle(data, marks, np.int64(0), np.int64(0), keys, row, notes)
     _close_record(data, first, end, keys["seed"], row)
     return True
+
+
+@kernel
+def _told_ns(data: Array, notes: Record) -> Int:
+    """The time that an attribute tells as text, 0 for none."""
+    if (notes["told"] >> STAMP) & 1 == 0 or notes["kind"][STAMP] != STRING:
+        return np.int64(0)
+    at = notes["at"][STAMP]
+    return read_time(data, at, at + notes["length"][STAMP])
 
 
 @inlined
