@@ -18,6 +18,7 @@ from otel_anomaly.otlp.conventions import (
     DIALECTS,
     PLACEHOLDERS,
     SPAN_NAME,
+    BodyKey,
     Derived,
     Dialect,
     EventKey,
@@ -255,10 +256,11 @@ class Reader:
         self.is_log = isinstance(message, LogRecord)
         self.name = message.name if isinstance(message, Span) else ""
         # Of two with one key the last counts, whatever its type.
-        self.last = {pair.key: pair.value for pair in message.attributes}
+        self.last: dict[Key, Any] = {pair.key: pair.value for pair in message.attributes}
         self.events = [text(self.last.get("event.name"))]
         if isinstance(message, LogRecord):
             self.events += [message.event_name, text_of_body(message)]
+            self.last |= dict(inside_body(message.body))  # type: ignore[arg-type]
         self.banned: str | None = None
 
     def has(self, mark: Mark) -> bool:
@@ -340,6 +342,21 @@ class Reader:
         return whole[len(rule.prefix) : len(whole) - len(rule.suffix)]
 
 
+def inside_body(value: Any, path: tuple[str | int, ...] = ()) -> Said:
+    """Every value inside a body, with the way to it."""
+    which = value.WhichOneof("value")
+    if which == "kvlist_value":
+        below = [((*path, pair.key), pair.value) for pair in value.kvlist_value.values]
+    elif which == "array_value":
+        below = [((*path, i), item) for i, item in enumerate(value.array_value.values)]
+    else:
+        return []
+    said: Said = []
+    for way, item in below:
+        said += [(BodyKey(way), item), *inside_body(item, way)]
+    return said
+
+
 def text_of_body(record: LogRecord) -> str | None:
     """The body of a record, when it is text."""
     return record.body.string_value if record.body.HasField("string_value") else None
@@ -354,6 +371,8 @@ def recognise(
     """All that a span or log record tells, with what it inherits."""
     events = message.events if isinstance(message, Span) else ()
     said = said_by(message.attributes, events)
+    if isinstance(message, LogRecord):
+        said += inside_body(message.body)
     farther = [said_of(place) for place in (resource, scope.attributes)]
     reader = Reader(table, message, said)
     is_call = reader.is_call()

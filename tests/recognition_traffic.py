@@ -17,7 +17,15 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from otel_anomaly.config import IdentityConfig
 from otel_anomaly.otlp import conventions
-from otel_anomaly.otlp.conventions import ANY_TEXT, DERIVED, DIALECTS, SPAN_NAME, EventKey
+from otel_anomaly.otlp.conventions import (
+    ANY_TEXT,
+    DERIVED,
+    DIALECTS,
+    SPAN_NAME,
+    BodyKey,
+    EventKey,
+    Key,
+)
 from tests import traffic
 from tests.hostile import TRICKS, HostileWriter
 
@@ -59,6 +67,18 @@ _KEYS = tuple(
         ]
     )
 )
+_BODY_KEYS = tuple(
+    dict.fromkeys(key for key in (*_KEYS, *dict(_MARKS)) if isinstance(key, BodyKey))
+)
+
+
+def _parts(key: Key) -> tuple[str, ...]:
+    """The texts that a key is made of."""
+    if isinstance(key, BodyKey):
+        return tuple(step for step in key.path if isinstance(step, str))
+    return (key,) if isinstance(key, str) else key
+
+
 _IDENTITIES = IdentityConfig()
 _WHO = tuple(
     key
@@ -143,9 +163,9 @@ NAMES = (
 VOCABULARY: tuple[str, ...] = tuple(
     dict.fromkeys(
         [
-            *(part for key in _KEYS for part in ((key,) if isinstance(key, str) else key)),
+            *(part for key in _KEYS for part in _parts(key)),
             *_WHO,
-            *(key for key, _ in _MARKS if key != SPAN_NAME),
+            *(part for key, _ in _MARKS if key != SPAN_NAME for part in _parts(key)),
             *(
                 value
                 for _, values in _MARKS
@@ -203,7 +223,8 @@ def _value(rng: random.Random) -> Value:
 
 
 def _of_mark(rng: random.Random) -> tuple[str, Value]:
-    key, values = rng.choice(_MARKS)
+    mark, values = rng.choice(_MARKS)
+    key = _parts(mark)[-1]
     value = values if isinstance(values, str) else rng.choice(values)
     if value == ANY_TEXT or rng.random() < 0.1:
         return key, _value(rng)
@@ -215,8 +236,7 @@ def _pair(rng: random.Random) -> tuple[str, Value]:
         case 0 | 1 | 2:
             return _of_mark(rng)
         case 3 | 4:
-            key = rng.choice(_KEYS)
-            return (key if isinstance(key, str) else key.key), _value(rng)
+            return _parts(rng.choice(_KEYS))[-1], _value(rng)
         case 5:
             return rng.choice(_WHO), _value(rng)
         case 6:
@@ -236,7 +256,7 @@ def _whole(rng: random.Random, *, logs: bool) -> list[tuple[str, Value]]:
     pairs: list[tuple[str, Value]] = []
     for key, values in dialect.when:
         value = values if isinstance(values, str) else rng.choice(values)
-        if key != SPAN_NAME:
+        if isinstance(key, str) and key != SPAN_NAME:
             pairs.append((key, "x" if value == ANY_TEXT else value))
     more = _pairs(rng, 8) if rng.random() < 0.8 else []
     pairs += more if rng.random() < 0.5 else [p for p in more if "operation" not in p[0]]
@@ -272,6 +292,31 @@ def _span(rng: random.Random) -> Span:
     return span
 
 
+def _body(rng: random.Random) -> Value:
+    """A body with some of the values that the table looks for, in the place of one that is not."""
+    told = dict(mark for mark in _MARKS if isinstance(mark[0], BodyKey))
+    body: Value = rng.choice(("", {}, {"input": {"messages": []}}))
+    for key in rng.sample(_BODY_KEYS, rng.randrange(len(_BODY_KEYS) + 1)):
+        said = told.get(key, ANY_TEXT)
+        assert isinstance(said, str)
+        body = _put(body, key.path, _value(rng) if said == ANY_TEXT else said)
+    return body
+
+
+def _put(inside: Any, path: tuple[str | int, ...], value: Value) -> Value:
+    """`inside` with a value at the end of a way, whatever stood there."""
+    if not path:
+        return value
+    step, *rest = path
+    if isinstance(step, int):
+        items = list(inside) if isinstance(inside, list) else []
+        items += [None] * (step + 1 - len(items))
+        items[step] = _put(items[step], tuple(rest), value)
+        return items
+    members = dict(inside) if isinstance(inside, dict) else {}
+    return {**members, step: _put(members.get(step), tuple(rest), value)}
+
+
 def _record(rng: random.Random) -> LogRecord:
     pairs = _whole(rng, logs=rng.random() < 0.9) if rng.random() < 0.7 else _pairs(rng, 10)
     record = LogRecord(
@@ -289,7 +334,7 @@ def _record(rng: random.Random) -> LogRecord:
         pairs.insert(0, (conventions.EVENT_TIME, rng.choice(times)))
     events = ["claude_code.tool_result", "codex.tool_result", "tool_decision", ""]
     if rng.random() < 0.5:
-        said = rng.choice(events) if rng.random() < 0.5 else traffic.random_value(rng, 2)
+        said = rng.choice((rng.choice(events), traffic.random_value(rng, 2), _body(rng)))
         record.body.CopyFrom(traffic.any_value(said))
     if rng.random() < 0.3:
         record.event_name = rng.choice(events)
@@ -324,6 +369,8 @@ def random_request(
                 kept = [pair for pair in child.attributes if not _is_map(pair)]
                 del child.attributes[:]
                 child.attributes.extend(kept)
+                if isinstance(child, LogRecord) and child.body.HasField("kvlist_value"):
+                    child.ClearField("body")
         place.schema_url = rng.choice(WORDS)
         scope.schema_url = rng.choice(WORDS)
         if rng.random() < 0.8:

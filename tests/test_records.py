@@ -14,7 +14,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_anomaly.otlp.conventions import DIALECTS
-from otel_anomaly.otlp.dialects import ARGUMENTS, SESSION, TOOL
+from otel_anomaly.otlp.dialects import ARGUMENTS, CALL_ID, RESULT, SESSION, TOOL
 from otel_anomaly.otlp.scan import (
     ABSENT,
     BAD_ID,
@@ -203,7 +203,9 @@ def test_refusal_names_the_request() -> None:
 
 
 @pytest.mark.parametrize(
-    "dialect", [d for d in DIALECTS if d.logs], ids=lambda dialect: dialect.name
+    "dialect",
+    [d for d in DIALECTS if d.logs and d.when[0][0] == "event.name"],
+    ids=lambda dialect: dialect.name,
 )
 def test_each_dialect(dialect: Any) -> None:
     """
@@ -262,6 +264,65 @@ def test_what_a_call_says() -> None:
     claude = [("event.name", "tool_result"), ("tool_name", "mcp__files__read")]
     row = row_of(claude)
     assert text_of(request_of(record_of(claude)), row, TOOL) == "read"
+
+
+def adot(**changes: Any) -> dict[str, Any]:
+    """The body in which a tool's arguments and its answer were taken out of their span."""
+    asked = {"role": "tool", "content": '{"a": 1}', "id": "c-1", **changes}
+    answered = {"message": "done", "id": "c-1"}
+    return {
+        "output": {"messages": [{"content": answered, "role": "assistant"}]},
+        "input": {"messages": [{"content": asked, "role": "tool"}]},
+    }
+
+
+def in_body(body: Value) -> tuple[int, list[str | None]]:
+    """(flags, tool, call id, arguments and result) of a record with this body."""
+    said: Pairs = [("event.name", "strands.telemetry.tracer"), ("session.id", "s")]
+    request = request_of(record_of(said, body=traffic.any_value(body)))
+    row = row_of(said, body=traffic.any_value(body))
+    found = [text_of(request, row, role) for role in (TOOL, CALL_ID)]
+    for role in (ARGUMENTS, RESULT):
+        there = row["order"][role] != ABSENT
+        at, length = int(row["at"][role]), int(row["length"][role])
+        found.append(request[at : at + length].decode() if there else None)
+    return row["flags"], found
+
+
+def test_content_taken_out_of_its_span() -> None:
+    """
+    Scenario: a record of the AWS distribution with one message to a tool and the tool's answer.
+    Guarantees: a call with its id, its arguments and its result; the tool's name is the span's.
+    """
+    flags, found = in_body(adot())
+    assert flags == IS_CALL | IS_HINT | IS_LOG
+    assert found == [None, "c-1", '{"a": 1}', "done"]
+    whole = traffic.any_value({"a": 1}).SerializeToString().decode()
+    assert in_body(adot(content={"a": 1}))[1][2] == whole
+
+
+def test_bodies_of_other_records() -> None:
+    """
+    Scenario: what a model was told of a tool's answer: several messages, one with a reason to end;
+    messages of others; without an id; bodies of other forms; nested without end.
+    Guarantees: none is a call.
+    """
+    several = adot()
+    several["input"]["messages"].append({"role": "user", "content": {}})
+    model = adot()
+    model["output"]["messages"][0]["content"]["finish_reason"] = "end_turn"
+    user = adot()
+    user["input"]["messages"][0]["role"] = "user"
+    shifted = adot()
+    shifted["input"]["messages"].insert(0, {"role": "user", "content": {}})
+    deep: Any = "x"
+    for _ in range(40):
+        deep = {"input": deep, "messages": [deep]} if len(str(deep)) < 500 else [deep]
+    others = ({}, [], {"input": "x"}, {"input": {"messages": {}}}, [adot()], {"x": adot()}, deep)
+    for body in (several, model, user, shifted, adot(id=""), *others):
+        flags, found = in_body(body)
+        assert flags == IS_HINT | IS_LOG
+        assert found[0] is None
 
 
 def test_the_time_of_an_event() -> None:

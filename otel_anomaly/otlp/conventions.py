@@ -8,6 +8,7 @@ captured payloads of the packages named, their sources, and the GenAI and MCP co
                 a value also counts in lower case, in upper case and with a capital
     SPAN_NAME   in place of a key: the span's name; a trailing `*` stands for any text
     EventKey    an attribute of a span event
+    BodyKey     a value inside the body of a log record
     derived     a fact that stands inside another: `invoke_agent X` names the agent X
 
 A call is what fits one row. Spans that name another operation are none, whatever else they carry:
@@ -29,8 +30,14 @@ class EventKey(NamedTuple):
     key: str
 
 
-Key = str | EventKey
-Mark = tuple[str, str | tuple[str, ...]]
+class BodyKey(NamedTuple):
+    """A value inside a log record's body: names on the way to it, numbers for items of lists."""
+
+    path: tuple[str | int, ...]
+
+
+Key = str | EventKey | BodyKey
+Mark = tuple[str | BodyKey, str | tuple[str, ...]]
 
 
 class Dialect(NamedTuple):
@@ -70,6 +77,8 @@ class Derived(NamedTuple):
 
 _OPERATION = "gen_ai.operation.name"
 _NO_OPERATION: tuple[Mark, ...] = ((_OPERATION, ANY_TEXT),)
+_ASKED: tuple[str | int, ...] = ("input", "messages", 0)
+_ANSWERED: tuple[str | int, ...] = ("output", "messages", 0)
 _MESSAGES = "gen_ai.client.inference.operation.details"
 
 DIALECTS: Final[tuple[Dialect, ...]] = (
@@ -224,6 +233,23 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
         when=(("event.name", ("gemini_cli.tool_call", "qwen-code.tool_call")),),
         tool=("function_name",),
         arguments=("function_args",),
+        logs=True,
+    ),
+    # What the AWS distribution takes out of the spans of Strands, in records joined by their ids.
+    # One message to a tool is a call; among others it is what a model is told of an earlier one.
+    Dialect(
+        name="adot_log",
+        when=(
+            (BodyKey((*_ASKED, "role")), "tool"),
+            (BodyKey((*_ASKED, "content", "id")), ANY_TEXT),
+        ),
+        unless=(
+            (BodyKey(("input", "messages", 1, "role")), ANY_TEXT),
+            (BodyKey((*_ANSWERED, "content", "finish_reason")), ANY_TEXT),
+        ),
+        arguments=(BodyKey((*_ASKED, "content", "content")),),
+        result=(BodyKey((*_ANSWERED, "content", "message")),),
+        call_id=(BodyKey((*_ASKED, "content", "id")),),
         logs=True,
     ),
     Dialect(

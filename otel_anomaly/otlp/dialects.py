@@ -29,6 +29,7 @@ from otel_anomaly.otlp.conventions import (
     PLACEHOLDERS,
     PLUGIN_SCOPES,
     SPAN_NAME,
+    BodyKey,
     Derived,
     Dialect,
     Key,
@@ -244,25 +245,35 @@ EVENTS: Final = np.int64(0x45)
 """Mixed into the hash of an event's name, so that no attribute's key is taken for it."""
 
 
+BODY: Final = np.int64(0x42)
+"""What the hashes of the members of a log record's body begin with."""
+
+
 def _hashes(key: Key, seed: int) -> list[int]:
-    """Hashes of a key: of an event's attribute, that of the event's name first."""
+    """Hashes of a key, those of all that is on the way to it first: an event's name, a body's."""
     if isinstance(key, str):
         return [hash_text(key, seed)]
+    if isinstance(key, BodyKey):
+        way = [int(BODY)]
+        for step in key.path:
+            told = step if isinstance(step, int) else hash_text(step, seed)
+            way.append(int(hash_two(way[-1], told, seed)))
+        return way[1:]
     event = int(hash_two(hash_text(key.event, seed), EVENTS, seed))
     return [event, int(hash_two(event, hash_text(key.key, seed), seed))]
 
 
 def _fill_slots(keys: np.void, by_key: dict[Key, list[Role]], seed: int) -> None:
-    """Open addressing with linear probing, at most half full. An event's name has no roles."""
+    """Open addressing with linear probing, at most half full. What leads to a key has no roles."""
     assert sum(map(len, by_key.values())) <= ROLES_MAX, "too many roles"
     ranks = [role[2] % WEAK for roles in by_key.values() for role in roles]
     assert max(ranks, default=0) < RANKS_MAX, "too many keys for one role"
     found: dict[int, list[Role]] = {}
     for key, roles in by_key.items():
-        *events, hashed = _hashes(key, seed)
+        *way, hashed = _hashes(key, seed)
         found[hashed] = roles
-        for event in events:
-            found.setdefault(event, [])
+        for step in way:
+            found.setdefault(step, [])
     size = 1 << (2 * len(found)).bit_length()
     assert size <= SLOTS_MAX, "too many keys"
     keys["slot_mask"] = size - 1
@@ -292,7 +303,7 @@ def _fill_values(keys: np.void, bits: dict[Mark, int], seed: int) -> None:
         if mark[0] == SPAN_NAME:
             continue
         for spelled in {spelled for value in _values(mark) for spelled in _spellings(value)}:
-            pair = int(hash_two(hash_text(mark[0], seed), hash_text(spelled, seed), seed))
+            pair = int(hash_two(_hashes(mark[0], seed)[-1], hash_text(spelled, seed), seed))
             pairs[pair] = pairs.get(pair, 0) | bit
     size = 1 << (2 * len(pairs)).bit_length()
     assert size <= VALUES_MAX, "too many values"

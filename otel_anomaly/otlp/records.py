@@ -15,7 +15,8 @@ from __future__ import annotations
 import numpy as np
 
 from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load8
-from otel_anomaly.otlp.attributes import NONE, STRING, read_value
+from otel_anomaly.otlp.attributes import ANY, NONE, STRING, read_value
+from otel_anomaly.otlp.bodies import take_body
 from otel_anomaly.otlp.dialects import CALL_ID, OF_LOG, SESSION, STAMP, TENANT
 from otel_anomaly.otlp.facts import event_bits, settle
 from otel_anomaly.otlp.hashing import hash_bytes, hash_two
@@ -92,6 +93,8 @@ def read_record(data: Array, at: Int, end: Int, keys: Record, row: Record, notes
         row["end_ns"] = observed_ns if observed_ns != 0 else _told_ns(data, notes)
     row["start_ns"] = row["end_ns"]
     _close_ids(data, keys["seed"], trace_bytes, span_bytes, row)
+    if body_kind == ANY:
+        marks |= take_body(data, body_at, body_at + body_length, keys, row, notes)
     # The event's name may stand in any of three places.
     marks |= event_bits(data, event_at, event_length, keys)
     if body_kind == STRING:
