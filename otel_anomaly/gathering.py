@@ -166,6 +166,12 @@ def read_nothing() -> None:
 
 
 @inlined
+def _of_tool(fingerprint: Int, tool: Int, seed: Int) -> Int:
+    """The fingerprint of arguments to a tool; without the tool while that is not told."""
+    return hash_two(fingerprint, tool, seed) if tool != 0 else np.int64(fingerprint)
+
+
+@inlined
 def gather(
     row: Record, verdict: Record, arguments: Record, result: Record, plan: Record, call: Record
 ) -> None:
@@ -180,7 +186,7 @@ def gather(
     call["has_arguments"], call["names"] = arguments["known"], arguments["names"]
     call["fingerprint"] = 0
     if arguments["known"] != 0:
-        call["fingerprint"] = hash_two(arguments["fingerprint"], call["tool"], plan["seed"])
+        call["fingerprint"] = _of_tool(arguments["fingerprint"], call["tool"], plan["seed"])
     call["program"] = arguments["program"] if verdict["starts_program"] != 0 else 0
     found = arguments["found"]
     call["secrets"], call["personal"] = found["secrets"], found["personal"]
@@ -193,8 +199,12 @@ def gather(
 
 
 @kernel
-def complete(call: Record, earlier: Record) -> None:
-    """What an inner span of the call told, which was judged before, and the outer one does not."""
+def complete(call: Record, earlier: Record, seed: Int) -> None:
+    """What a span or record of the call told, which was judged before, and this one does not."""
+    if call["tool"] == 0 and earlier["tool"] != 0:
+        call["tool"] = earlier["tool"]
+        if call["has_arguments"] != 0:
+            call["fingerprint"] = _of_tool(call["fingerprint"], call["tool"], seed)
     if call["result"] == 0:
         call["result"] = earlier["result"]
     if earlier["failed"] != 0:
@@ -202,6 +212,8 @@ def complete(call: Record, earlier: Record) -> None:
     if call["has_arguments"] != 0 or earlier["has_arguments"] == 0:
         return
     call["has_arguments"], call["fingerprint"] = 1, earlier["fingerprint"]
+    if earlier["tool"] == 0:
+        call["fingerprint"] = _of_tool(earlier["fingerprint"], call["tool"], seed)
     call["names"], call["program"] = earlier["names"], earlier["program"]
     call["secrets"], call["personal"] = earlier["secrets"], earlier["personal"]
     call["personal_strong"] = earlier["personal_strong"]

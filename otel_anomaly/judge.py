@@ -338,6 +338,18 @@ beside a log record, of a call that was judged before."""
 
 
 @inlined
+def _tells_arguments(row: Record, mine: Int, outer: Int, state: State) -> bool:
+    """Whether a log record brings, or brought before, what the span it was written in, of the call
+    `outer`, does not tell: some agents take the content out of their spans."""
+    if row["flags"] & IS_LOG == 0 or row["order"][ARGUMENTS] == ABSENT:
+        return False
+    if mine >= 0 and state.links.spans[mine]["flags"] & SPOKEN != 0:
+        return bool(entry_of(state, np.int64(state.links.spans[mine]["event"])) >= 0)
+    at = entry_of(state, outer)
+    return bool(at >= 0 and state.journal[at]["call"]["has_arguments"] == 0)
+
+
+@inlined
 def _place_of(row: Record, plan: Record, state: State) -> tuple[Int, Int, Int, Int]:
     """What a call's row is: (COUNTS.., the event it belongs to, ancestor to wait for, id's key)."""
     links, identity = state.links, row["identity"]
@@ -347,7 +359,9 @@ def _place_of(row: Record, plan: Record, state: State) -> tuple[Int, Int, Int, I
     if counted and links.spans[mine]["end_ns"] == row["end_ns"]:
         return np.int64(COPY), none, none, none
     above, missing = outermost(links, row["parent"], _tool_of(row), _call_id_of(row))
-    if above >= 0 and above != mine:
+    outer = np.int64(links.spans[above]["event"]) if above >= 0 and above != mine else none
+    tells = _tells_arguments(row, mine, outer, state)
+    if above >= 0 and above != mine and not tells:
         folded = mine >= 0 and links.spans[mine]["flags"] & FOLDED != 0
         if folded or links.spans[above]["folded"] < FOLDED_MAX:
             links.spans[above]["folded"] += 0 if folded else 1
@@ -356,6 +370,8 @@ def _place_of(row: Record, plan: Record, state: State) -> tuple[Int, Int, Int, I
     if mine >= 0 and not counted:
         waited = np.int64(links.spans[mine]["event"])
         event = waited if entry_of(state, waited) >= 0 else event
+    if event == 0 and tells:
+        event = outer
     if event == 0:
         told = find_link(links, key) if key != 0 else np.int64(-1)
         log = row["flags"] & IS_LOG != 0
@@ -413,7 +429,7 @@ def _judge_call(
         row["flags"] |= IS_ERROR
     gather(row, verdict, scratch.read[2 * ordinal], scratch.read[2 * ordinal + 1], plan, call)
     if kind == SPEAKS:
-        complete(call, state.journal[entry_of(state, event)]["call"])
+        complete(call, state.journal[entry_of(state, event)]["call"], plan["seed"])
         verdict["failed"] = call["failed"]
         counters[FOLDED_CALLS] += _speak_for(row, event, person, plans, state, scratch)
     find_places(person, time_ns, state, places)

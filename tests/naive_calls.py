@@ -125,7 +125,7 @@ def call_of(row: Row, person: Person, plan: int, content: Content, policy: Polic
         "agent": number(person.who.agent),
         "owner": number(person.who.owner),
         "has_arguments": told,
-        "fingerprint": int(hash_two(fingerprint, tool, SEED)) if told else 0,
+        "fingerprint": of_tool(fingerprint, tool) if told else 0,
         "arguments": fingerprint,
         "names": int(arguments["names"]),
         "result": int(result["fingerprint"]),
@@ -140,14 +140,25 @@ def call_of(row: Row, person: Person, plan: int, content: Content, policy: Polic
     }
 
 
+def of_tool(fingerprint: int, tool: int) -> int:
+    """The fingerprint of arguments to a tool, which is not always told."""
+    return int(hash_two(fingerprint, tool, SEED)) if tool else fingerprint
+
+
 def complete(call: Call, earlier: Call) -> None:
     """What an inner span of the call told, and the outer one does not."""
+    nameless = not call["tool"]
+    call["tool"] = call["tool"] or earlier["tool"]
+    if nameless and call["tool"] and call["has_arguments"]:
+        call["fingerprint"] = of_tool(call["fingerprint"], call["tool"])
     call["result"] = call["result"] or earlier["result"]
     call["failed"] = call["failed"] or earlier["failed"]
     if not call["has_arguments"]:
         content = ("has_arguments", "fingerprint", "names", "program", "destinations")
         found = ("destination", "destination_is", "secrets", "personal", "personal_strong")
         call |= {name: earlier[name] for name in (*content, *found)}
+        if call["has_arguments"] and not earlier["tool"]:
+            call["fingerprint"] = of_tool(call["fingerprint"], call["tool"])
 
 
 def for_risk(call: Call) -> naive_detectors_a.Told:

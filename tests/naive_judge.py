@@ -232,12 +232,24 @@ class NaiveJudge:
             return COPY, 0
         above, _ = self.links.outermost(row.parent, row.tool, row.own_id)
         apart = above is None or above is mine
-        if above and not apart and (mine.folded_into or above.folded < FOLDED_MAX):
+        tells = row.is_log and row.facts["arguments"] is not None
+        if not mine.spoken:
+            lacks = (
+                not apart
+                and above
+                and above.event
+                and not self.events[above.event].call["has_arguments"]
+            )
+            tells = bool(tells and lacks)
+        if above and not apart and not tells and (mine.folded_into or above.folded < FOLDED_MAX):
             above.folded += not mine.folded_into
             return PART, above.event
         event = self._event_of_id(row)
         if mine.event and not mine.counted:
             event = mine.event
+        if not event and tells:
+            assert above is not None
+            event = above.event
         if not event:
             told = self.links.get(row.call_id) if row.call_id is not None else None
             return (PART if row.is_log and told and told.known else COUNTS), 0
