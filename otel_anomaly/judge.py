@@ -367,11 +367,11 @@ def _place_of(row: Record, plan: Record, state: State) -> tuple[Int, Int, Int, I
             links.spans[above]["folded"] += 0 if folded else 1
             return np.int64(PART), np.int64(links.spans[above]["event"]), missing, none
     event, key = _event_of_id(row, plan["seed"], state)
+    if tells and entry_of(state, outer) >= 0:
+        event = outer  # Ids are used again: the span it was written in says more.
     if mine >= 0 and not counted:
         waited = np.int64(links.spans[mine]["event"])
         event = waited if entry_of(state, waited) >= 0 else event
-    if event == 0 and tells:
-        event = outer
     if event == 0:
         told = find_link(links, key) if key != 0 else np.int64(-1)
         log = row["flags"] & IS_LOG != 0

@@ -12,7 +12,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from otel_anomaly.detectors.finding import SECOND_NS
 from otel_anomaly.handoff import Signal
-from tests.log_traffic import log_request, tool_record
+from tests.log_traffic import content_record, log_request, tool_record
 from tests.traffic import START_NS, attributes, request
 
 if TYPE_CHECKING:
@@ -202,10 +202,13 @@ class Run:
         result, error = pick.choice(RESULTS), pick.random() < 0.1
         told = {"tool": tool, "call_id": call_id, "arguments": arguments, "result": result}
         kinds = pick.choice(
-            ["f", "f", "fc", "fpc", "fcs", "fpcs", "cs", "s", "pf", "fx", "l", "fl"]
+            ["f", "f", "fc", "fpc", "fcs", "fpcs", "cs", "s", "pf", "fx", "l", "fl", "fb"]
         )
         above, spans = parent, []
         for kind in kinds:
+            if kind == "b":
+                self._content(above, told)
+                continue
             if kind == "l":
                 self._record(above, told, error=error)
                 continue
@@ -241,6 +244,21 @@ class Run:
         if error:
             span.status.code = Status.STATUS_CODE_ERROR
         return span
+
+    def _content(self, above: Span, told: dict[str, Any]) -> None:
+        """What a call was handed, taken out of its span: a record that names no tool."""
+        pick = self.random
+        record = content_record(
+            time_ns=self.fleet.now_ns,
+            trace_id=self.trace,
+            span_id=above.span_id if pick.random() < 0.9 else b"",
+            call_id=told["call_id"] or "call_9",
+            arguments=pick.choice(ARGUMENTS),
+            result=told["result"],
+            session=self.session,
+        )
+        sent_ns = self.fleet.now_ns + int(pick.choice((0.0, 0.5, 9.0)) * SECOND_NS)
+        self.pieces.append(Piece(sent_ns, self.service, record))
 
     def _record(self, above: Span, told: dict[str, Any], *, error: bool) -> None:
         """A log record of a call, in a trace or outside of any."""

@@ -8,10 +8,12 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from tests.traffic import Attributes, attributes
+from tests.traffic import Attributes, any_value, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from tests.traffic import Value
 
 
 def tool_record(
@@ -45,6 +47,34 @@ def tool_record(
         trace_id=trace_id,
         span_id=span_id,
         attributes=[*attributes(said), *attributes(extra)],
+    )
+
+
+def content_record(
+    *,
+    time_ns: int,
+    trace_id: bytes,
+    span_id: bytes,
+    call_id: str,
+    arguments: Value,
+    result: str | None = None,
+    session: str | None = None,
+) -> LogRecord:
+    """What the AWS distribution takes out of a tool's span `span_id`, as a record of its own."""
+    asked = {"content": arguments, "role": "tool", "id": call_id}
+    answered = {"message": result or "", "id": call_id}
+    said: list[tuple[str, Value]] = [("event.name", "strands.telemetry.tracer")]
+    said += [] if session is None else [("session.id", session)]
+    body: Value = {
+        "input": {"messages": [{"content": asked, "role": "tool"}]},
+        "output": {"messages": [{"content": answered, "role": "assistant"}]},
+    }
+    return LogRecord(
+        time_unix_nano=time_ns,
+        trace_id=trace_id,
+        span_id=span_id,
+        attributes=attributes(said),
+        body=any_value(body),
     )
 
 

@@ -245,11 +245,10 @@ class NaiveJudge:
             above.folded += not mine.folded_into
             return PART, above.event
         event = self._event_of_id(row)
+        if tells and not apart and above and above.event:
+            event = above.event
         if mine.event and not mine.counted:
             event = mine.event
-        if not event and tells:
-            assert above is not None
-            event = above.event
         if not event:
             told = self.links.get(row.call_id) if row.call_id is not None else None
             return (PART if row.is_log and told and told.known else COUNTS), 0

@@ -187,7 +187,7 @@ def test_the_fleet_meets_everything() -> None:
     """
     told: list[Told | None] = []
     counts: Counter[Any] = Counter()
-    for seed, settings_of_rig in itertools.product(range(6), (KEEN, OBSERVING)):
+    for seed, settings_of_rig in itertools.product(range(12), (KEEN, OBSERVING)):
         twin = NaiveJudge(Rig(**settings_of_rig).config)
         for received_ns, signal, body in Fleet(seed).deliveries(40):
             told += twin.judge(body, received_ns, logs=signal is Signal.LOGS)

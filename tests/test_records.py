@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +265,28 @@ def test_what_a_call_says() -> None:
     claude = [("event.name", "tool_result"), ("tool_name", "mcp__files__read")]
     row = row_of(claude)
     assert text_of(request_of(record_of(claude)), row, TOOL) == "read"
+
+
+def test_a_tool_of_a_server() -> None:
+    """
+    Scenario: Claude Code's record of a call of a server's tool, bare and with its parameters, as
+    JSON and as a map; a tool of its own.
+    Guarantees: the name that it uses for all of them is none; the parameters tell the right one.
+    """
+    said: Pairs = [("event.name", "tool_result"), ("tool_name", "mcp_tool")]
+    told = {"mcp_server_name": "files", "mcp_tool_name": "read"}
+    own: Pairs = [said[0], ("tool_name", "Bash"), ("tool_parameters", {"mcp_tool_name": "x"})]
+    for pairs, tool in (
+        (said, None),
+        ([*said, ("tool_parameters", json.dumps(told))], "read"),
+        ([*said, ("tool_parameters", told)], "read"),
+        ([*said, ("mcp_tool_name", "read")], "read"),
+        ([*said, ("tool_parameters", '{"mcp_tool_name": "mcp__files__read"}')], "read"),
+        (own, "Bash"),
+    ):
+        row = row_of(pairs)
+        assert row["flags"] & IS_CALL
+        assert text_of(request_of(record_of(pairs)), row, TOOL) == tool
 
 
 def adot(**changes: Any) -> dict[str, Any]:
