@@ -260,7 +260,7 @@ class Reader:
         self.events = [text(self.last.get("event.name"))]
         if isinstance(message, LogRecord):
             self.events += [message.event_name, text_of_body(message)]
-            self.last |= dict(inside_body(message.body))  # type: ignore[arg-type]
+            self.last |= dict(inside_body(message.body))
         self.banned: str | None = None
 
     def has(self, mark: Mark) -> bool:

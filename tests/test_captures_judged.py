@@ -74,7 +74,8 @@ def test_read_as_a_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Scenario: all requests of one framework's run, its spans and its log records, read twice.
     Guarantees: every executed call once, under its name; agent, session, user and failure right at
-    least as often as the payload allows, failures told inside of results too; arguments wherever its spans carry them.
+    least as often as the payload allows, failures told inside of results too; arguments
+    wherever its spans carry them.
     """
     calls, expected = calls_of(folder, monkeypatch, whole=True), expected_of(folder)
     if folder.name in NO_TOOL_SPANS:

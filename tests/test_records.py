@@ -341,7 +341,15 @@ def test_bodies_of_other_records() -> None:
     deep: Any = "x"
     for _ in range(40):
         deep = {"input": deep, "messages": [deep]} if len(str(deep)) < 500 else [deep]
-    others = ({}, [], {"input": "x"}, {"input": {"messages": {}}}, [adot()], {"x": adot()}, deep)
+    others: tuple[Value, ...] = (
+        {},
+        [],
+        {"input": "x"},
+        {"input": {"messages": {}}},
+        [adot()],
+        {"x": adot()},
+        deep,
+    )
     for body in (several, model, user, shifted, adot(id=""), *others):
         flags, found = in_body(body)
         assert flags == IS_HINT | IS_LOG
