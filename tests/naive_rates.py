@@ -102,6 +102,7 @@ class Shift:
         self.limit: list[float | None] = [None, None]
         self.last_limit: list[float | None] = [None, None]
         self.usual = [0.0, 0.0]
+        self.rules: list[tuple[float, ...]] = [(), ()]
 
     def score(self, time_ns: int, *, fresh: bool) -> Sign:
         if self.first_ns is None:
@@ -135,8 +136,12 @@ class Shift:
         count = self.counts[which][bucket] + fresh
         if count < self.floor[which]:
             return
-        if self.limit[which] is None:
-            self.limit[which] = self._work_out(which)
+        config = self.config
+        rules = (config.k, config.ratio, *self.floor, config.min_buckets, config.min_samples)
+        if self.limit[which] is None or self.rules[which] != rules:
+            if self.limit[which] is not None:
+                self.last_limit[which] = self.limit[which]
+            self.limit[which], self.rules[which] = self._work_out(which), rules
         limit = self.limit[which]
         assert limit is not None
         if which == 1 and self.config.ceiling:

@@ -26,6 +26,9 @@ such closed buckets and the agent `min_samples` earlier calls without an alarm; 
 cold and silent. When alarms leave fewer than `min_buckets`, the last limit stands until calm
 returns: an attack that lasts does not become normal.
 
+A limit is worked out once a bucket. Where overrides give the tools of one agent different rules, it
+is worked out anew for a call whose rules are others, so no tool is held to another's limit.
+
 The score is 1 - limit / (2 * observed): 0.5 at the limit, towards 1 above.
 
 What differs from the detector this replaces (Agent Assembly `BehaviorSpike`, mean + k * standard
@@ -68,6 +71,7 @@ _ACTION = {"warn": WARN, "pause": PAUSE, "block": BLOCK}
 PLAN = np.dtype(
     [
         ("enabled", "i8"),
+        ("rules", "i8"),  # The same in all plans whose limits are worked out alike.
         ("k", "f8"),
         ("ratio", "f8"),
         ("floor", "i8", (2,)),  # Of a second, of a minute.
@@ -89,15 +93,23 @@ STATE = np.dtype(
         ("usual", "f4", (2,)),
         ("counts", "u2", (2, BUCKETS)),
         ("peaks", "u2", (BUCKETS,)),  # Place of a minute -> its busiest second.
+        ("rules", "u1", (2,)),  # By which the limit was worked out.
     ],
     align=True,
 )
 CLAUSES: Final = ("{observed} calls in {window} s, limit {limit}, usual {usual}",)
 
 
-def make_plan(config: RateShiftConfig) -> np.ndarray:
-    """The configuration as the kernels read it: PLAN [1]."""
+def rules_of(config: RateShiftConfig) -> tuple[float, ...]:
+    """What a limit is worked out by: the rest of the section can differ from call to call."""
+    floors = config.min_calls_second, config.min_calls_minute
+    return (config.k, config.ratio, *floors, config.min_buckets, config.min_samples)
+
+
+def make_plan(config: RateShiftConfig, rules: int = 0) -> np.ndarray:
+    """The configuration as the kernels read it: PLAN [1]. `rules`: a number for `rules_of` it."""
     plan = np.zeros(1, PLAN)
+    plan["rules"] = rules
     plan["enabled"], plan["k"], plan["ratio"] = config.enabled, config.k, config.ratio
     plan["floor"] = config.min_calls_second, config.min_calls_minute
     plan["min_buckets"], plan["min_samples"] = config.min_buckets, config.min_samples
@@ -171,10 +183,12 @@ def _work_out(state: Record, which: Int, plan: Record) -> None:
         peaks[i] = state["peaks"][i]
     # Calls of the open bucket are not yet past.
     samples = state["samples"] - state["counts"][which, state["head"][which] % BUCKETS]
+    state["rules"][which] = plan["rules"]
     if count < plan["min_buckets"] or samples < plan["min_samples"]:
-        if state["flagged"][which] != 0 and state["limit"][which] < 0.0:
-            # Alarms left too few, not youth: the last limit stands, or they would wear it out.
-            state["limit"][which] = -state["limit"][which]
+        if state["flagged"][which] != 0 and state["limit"][which] != 0.0:
+            # Alarms left too few, not youth: the last limit stands, by whatever rules, or they
+            # would wear it out.
+            state["limit"][which] = abs(state["limit"][which])
             return
         state["limit"][which], state["usual"][which] = np.inf, 0.0
         return
@@ -226,7 +240,7 @@ def _judge_ring(
     count = np.int64(state["counts"][which, bucket % BUCKETS]) + (1 if fresh else 0)
     if count < plan["floor"][which]:
         return
-    if state["limit"][which] <= 0.0:
+    if state["limit"][which] <= 0.0 or state["rules"][which] != plan["rules"]:
         _work_out(state, which, plan)
     limit = float(state["limit"][which])
     if which == 1 and plan["ceiling"] > 0:
