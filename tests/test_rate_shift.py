@@ -324,11 +324,11 @@ def test_any_times_leave_sound_rings(times: list[int], *, busy: bool) -> None:
 def test_tools_of_one_agent_may_have_limits_of_their_own() -> None:
     """
     Scenario: an agent's calm past; then a busy second of two tools in turn, one of which an
-    override holds to four times the floor and another `k`; the ordinary one begins, or the other.
+    override gives another `k`; the ordinary one begins, or the other.
     Guarantees: each call is held to the limit of its own tool, whichever came first in the second.
     """
     for turn in (("t", "slow"), ("slow", "t")):
-        lax = {"tool": "slow", "detectors": {"rate_shift": {"min_calls_second": 120}}}
+        lax = {"tool": "slow", "detectors": {"rate_shift": {"k": 119.0}}}
         other = {"tool": "never", "detectors": {"rate": {"enabled": False}}}
         rig, calls = Rig(rate={"warn": 0, "block": 0}, policy={"overrides": [lax, other]}), Calls()
         rig.send(calls.many(20, START_S, 1))
@@ -350,9 +350,9 @@ def test_rules_are_numbered_by_what_they_are() -> None:
     """
     sections: list[dict[str, Any]] = [
         {"rate": {"warn": 1}},
-        {"rate_shift": {"ceiling": 7, "action": "warn"}},
+        {"rate_shift": {"ceiling": 777, "action": "warn"}},
         {"rate_shift": {"k": 4.0}},
-        {"rate_shift": {"k": 4.0, "ceiling": 9}},
+        {"rate_shift": {"k": 4.0, "ceiling": 999}},
     ]
     configs = [DetectorsConfig.model_validate(section) for section in ({}, *sections)]
     assert make_limits(configs)["rate_shift"]["rules"].tolist() == [0, 0, 0, 3, 3]
