@@ -95,6 +95,7 @@ class Shift:
         self.floor = (config.min_calls_second, config.min_calls_minute)
         self.first_ns: int | None = None
         self.samples = 0
+        self.earlier = [0, 0]
         self.open = [0, 0]
         self.counts: tuple[dict[int, int], ...] = (defaultdict(int), defaultdict(int))
         self.flagged: tuple[set[int], ...] = (set(), set())
@@ -129,6 +130,7 @@ class Shift:
             if self.limit[which] is not None:
                 self.last_limit[which] = self.limit[which]
             self.open[which], self.limit[which] = bucket, None
+            self.earlier[which] = self.samples
 
     def _judge(self, which: int, bucket: int, sign: Sign, *, fresh: bool) -> None:
         if bucket != self.open[which]:
@@ -158,7 +160,7 @@ class Shift:
         assert first is not None
         closed = range(max(first // SPAN_NS[which], head - RING + 1), head)
         past = [self.counts[which][b] for b in closed if b not in self.flagged[which]]
-        samples = self.samples - self.counts[which][head]
+        samples = min(self.earlier[which], self.samples)
         if len(past) < config.min_buckets or samples < config.min_samples:
             in_ring = any(b > head - RING for b in self.flagged[which])
             last = self.last_limit[which]

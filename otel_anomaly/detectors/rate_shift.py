@@ -86,6 +86,7 @@ STATE = np.dtype(
     [
         ("first_ns", "i8"),  # Of the first call; 0: none yet.
         ("samples", "i8"),  # Calls counted that raised no alarm, ever.
+        ("earlier", "i8", (2,)),  # The same when the open bucket began.
         ("head", "i8", (2,)),  # Number of the open bucket since 1970.
         ("flagged", "i8", (2,)),  # Bit a place: a verdict in that bucket reached pause.
         # For the open bucket; infinite: cold. Not above 0: not worked out yet, less the last one.
@@ -181,8 +182,8 @@ def _work_out(state: Record, which: Int, plan: Record) -> None:
     peaks = np.zeros(BUCKETS if which == 0 else 0, np.int64)
     for i in range(peaks.size):
         peaks[i] = state["peaks"][i]
-    # Calls of the open bucket are not yet past.
-    samples = state["samples"] - state["counts"][which, state["head"][which] % BUCKETS]
+    # Calls of the open bucket are not yet past; some may be taken back that were.
+    samples = min(state["earlier"][which], state["samples"])
     state["rules"][which] = plan["rules"]
     if count < plan["min_buckets"] or samples < plan["min_samples"]:
         if state["flagged"][which] != 0 and state["limit"][which] != 0.0:
@@ -211,7 +212,7 @@ def _note_peak(state: Record) -> None:
 def _advance(state: Record, which: Int, bucket: Int) -> None:
     """Open a newer bucket of a ring; what was skipped was idle, and counts as 0."""
     passed = bucket - state["head"][which]
-    state["head"][which] = bucket
+    state["head"][which], state["earlier"][which] = bucket, state["samples"]
     if state["limit"][which] > 0.0:
         state["limit"][which] = -state["limit"][which]
     if passed >= BUCKETS:
