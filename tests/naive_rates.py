@@ -146,6 +146,7 @@ class Shift:
             self.limit[which], self.rules[which] = self._work_out(which), rules
         limit = self.limit[which]
         assert limit is not None
+        by_past = limit
         if which == 1 and self.config.ceiling:
             limit = min(limit, self.config.ceiling)
         sign.ratio = max(sign.ratio, count / limit)
@@ -154,6 +155,7 @@ class Shift:
             sign.score, sign.action = score, ACTIONS.index(self.config.action)
             sign.observed, sign.limit, sign.usual = count, limit, self.usual[which]
             sign.window_s = SPAN_NS[which] / SECOND_NS
+            sign.variant = int(limit < by_past)
 
     def _work_out(self, which: int) -> float:
         config, head, first = self.config, self.open[which], self.first_ns

@@ -56,7 +56,7 @@ def test_i2() -> None:
     rig, calls = warm_rig()
     verdict = one(rig, calls.at(WARM_S, **NOVEL))
     assert (verdict.action, verdict.score, verdict.types) == ("warn", 0.6, ("risk",))
-    assert "tool never used before in 60 calls" in (verdict.reason or "")
+    assert "a tool this agent never used in 60 calls" in (verdict.reason or "")
     assert rig.steps() == [("start", "risk")]
 
 

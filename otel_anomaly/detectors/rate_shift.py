@@ -51,7 +51,7 @@ normal sample); Montgomery, Introduction to Statistical Quality Control (c chart
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -98,7 +98,11 @@ STATE = np.dtype(
     ],
     align=True,
 )
-CLAUSES: Final = ("{observed} calls in {window} s, limit {limit}, usual {usual}",)
+CLAUSES: Final = (
+    "{observed} calls in {window} s, limit {limit}, usual {usual}",
+    "{observed} calls in {window} s, ceiling {limit} whatever is usual",
+)
+BY_PAST, BY_CEILING = np.arange(2)
 
 
 def rules_of(config: RateShiftConfig) -> tuple[float, ...]:
@@ -198,6 +202,30 @@ def _work_out(state: Record, which: Int, plan: Record) -> None:
     )
 
 
+def held_against(state: Record, plan: Record, which: int, call: Record) -> dict[str, Any]:
+    """What the open bucket of a ring is held against, for people. Writes to `state`: give a copy.
+
+    `limit` and `usual` are None while the ring has no limit of its own.
+    """
+    span = (SECOND_NS, MINUTE_NS)[which]
+    head, first = int(state["head"][which]), int(state["first_ns"]) // span
+    if state["limit"][which] <= 0.0 or state["rules"][which] != plan["rules"]:
+        _work_out(state, np.int64(which), plan)
+    limit, bucket = float(state["limit"][which]), int(call["time_ns"]) // span
+    held = head - BUCKETS < bucket <= head
+    known = range(max(first, head - BUCKETS + 1), head)
+    alarmed = sum(int(state["flagged"][which]) >> n % BUCKETS & 1 for n in known)
+    ceiling = float(plan["ceiling"]) if which == 1 and plan["ceiling"] > 0 else np.inf
+    return {
+        "window_s": span / SECOND_NS,
+        "calls": int(state["counts"][which, bucket % BUCKETS]) * held + int(call["fresh"] != 0),
+        "limit": min(limit, ceiling) if min(limit, ceiling) < np.inf else None,
+        "usual": float(state["usual"][which]) if limit < np.inf else None,
+        "buckets": len(known) - alarmed,
+        "samples": int(min(state["earlier"][which], state["samples"])),
+    }
+
+
 @inlined
 def _note_peak(state: Record) -> None:
     """A second closes: it may be the busiest of its minute."""
@@ -243,8 +271,9 @@ def _judge_ring(
         return
     if state["limit"][which] <= 0.0 or state["rules"][which] != plan["rules"]:
         _work_out(state, which, plan)
-    limit = float(state["limit"][which])
+    limit, capped = float(state["limit"][which]), False
     if which == 1 and plan["ceiling"] > 0:
+        capped = limit > plan["ceiling"]
         limit = min(limit, float(plan["ceiling"]))
     sign["ratio"] = max(sign["ratio"], count / limit)
     if count < limit:
@@ -254,6 +283,7 @@ def _judge_ring(
         sign["score"], sign["action"] = score, plan["action"]
         sign["observed"], sign["limit"], sign["usual"] = count, limit, state["usual"][which]
         sign["window_s"] = 1.0 if which == 0 else 60.0
+        sign["variant"] = BY_CEILING if capped else BY_PAST
 
 
 @inlined
