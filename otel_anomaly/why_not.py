@@ -194,11 +194,10 @@ def _words_of_ring(ring: dict[str, Any], unit: str, config: RateShiftConfig) -> 
     calls = f"{_count(ring['calls'], 'call')} in this {unit}"
     if ring["usual"] is not None:
         return f"{calls}, limit {ring['limit']:g}, usual {ring['usual']:g}"
-    needed = f"{config.min_buckets} {unit}s and {config.min_samples} calls before it"
-    known = f"{ring['buckets']} and {ring['samples']} are known of the {needed} that it takes"
-    if ring["limit"] is not None:
-        known = f"ceiling {ring['limit']:g}, {known}"
-    return f"{calls}, {known}"
+    buckets = f"{min(ring['buckets'], config.min_buckets)} of {config.min_buckets} earlier {unit}s"
+    samples = f"{min(ring['samples'], config.min_samples)} of {config.min_samples} earlier calls"
+    ceiling = "" if ring["limit"] is None else f", ceiling {ring['limit']:g}"
+    return f"{calls}{ceiling}, no limit of its own yet ({buckets}, {samples})"
 
 
 def _rate_shift(seen: Seen) -> Told:
