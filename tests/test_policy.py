@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from otel_anomaly import policy
 from otel_anomaly.config import Config
+from otel_anomaly.config.models import PolicyConfig
 from otel_anomaly.detectors.call import BATCH, POLLING
 from otel_anomaly.policy import (
     NAME_BYTES_MAX,
@@ -28,9 +29,10 @@ WHO = ("tenant", "agent", "tool")
 
 
 def overridden(*overrides: dict[str, Any], **others: Any) -> Config:
-    """A configuration of these overrides, which change nothing else."""
+    """A configuration of these overrides, not held against each other: only matching counts."""
     listed = [{"detectors": {}, **override} for override in overrides]
-    return Config.model_validate({"policy": {"overrides": listed, **others}})
+    policy = PolicyConfig.model_validate({"overrides": listed, **others})
+    return Config().model_copy(update={"policy": policy})
 
 
 def bits_of(table: np.ndarray, name: str, *, around: bytes = b"") -> np.int64:
