@@ -55,11 +55,11 @@ class OverrideConfig(Section):
     """Limits for calls that all of the given patterns match."""
 
     tenant: Globs = ()
-    """Patterns of the tenant; none given: any."""
+    """Patterns of the tenant; left out: any."""
     agent: Globs = ()
-    """Patterns of the agent; none given: any."""
+    """Patterns of the agent; left out: any."""
     tool: Globs = ()
-    """Patterns of the tool; none given: any."""
+    """Patterns of the tool; left out: any."""
     detectors: Annotated[dict[str, Any], BeforeValidator(_nothing_is_empty)]
     """What differs from `detectors`. Windows and scopes cannot: they are one for all calls."""
 
