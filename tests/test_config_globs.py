@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otel_anomaly.config.globs import covers, meet
-from tests.test_policy import naive_match
+from tests.naive_globs import naive_match
 
 GLOB = st.text(st.sampled_from("abB*?"), min_size=1, max_size=6)
 NAME = st.text(st.sampled_from("ab"), max_size=8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from otel_anomaly.policy import (
     starts_program,
     which_override,
 )
+from tests.naive_globs import naive_match
 from tests.sizes import scaled
 
 WHO = ("tenant", "agent", "tool")
@@ -47,18 +47,6 @@ def plan_of(config: Config, tenant: str = "", agent: str = "", tool: str = "") -
     patterns = compile_patterns(config)
     names = zip(patterns[:3], (tenant, agent, tool), strict=True)
     return int(which_override(*(bits_of(table, name) for table, name in names)))
-
-
-def naive_match(glob: str, name: str) -> bool:
-    """The same by the library."""
-    signs = {"*": ".*", "?": "."}
-    pattern = "".join(signs.get(sign, re.escape(folded(sign))) for sign in glob)
-    return re.fullmatch(pattern, folded(name), re.DOTALL) is not None
-
-
-def folded(text: str) -> str:
-    """ASCII letters in lower case."""
-    return "".join(sign.lower() if sign.isascii() else sign for sign in text)
 
 
 def naive_plan(config: Config, names: dict[str, str]) -> int:
