@@ -1,8 +1,8 @@
 """Why, and why not: what every detector said of one span, in words.
 
 detector    said    score  observed  limit  usual  window  why
-rate        allow   0      3         100    -      60 s    below the limit
-novelty     -       -      -         -      -      -       still learning this agent
+rate        allow   0.00   3         100    -      60 s    3 calls in 1 min, warn from 100, ..
+novelty     -       -      -         -      -      -       still learning: this agent 3 of 50 ..
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import numpy as np
 
-from otel_anomaly.detectors.finding import ACTIONS, JUDGED, SKIP_REASONS
 from otel_anomaly.otlp.scan import BAD_ID, IS_CALL, LOGS
 from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.why_not import Seen, tell
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from otel_anomaly.otlp.scan import Columns
     from otel_anomaly.processor import Processor
     from otel_anomaly.report import Call, Reporter
@@ -24,17 +26,6 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_NO = 0, 1
 _SPAN_ID_BYTES: Final = 8
-_WHY: Final = {
-    "late": "the call is too late for its window",
-    "learning": "too little is known of this agent, and of its service, to judge by",
-    "no_entity": "nobody is known to count the call for, or there was no room for them",
-    "no_arguments": "the span carries no arguments",
-    "not_told": "the telemetry does not say what it looks at",
-    "exempt": "the tool is exempt (policy.polling_tools, policy.batch_tools)",
-    "memory_full": "the agent's memory is full: new cannot be told from not kept",
-    "off": "switched off",
-}
-assert set(_WHY) == set(SKIP_REASONS) - {""}
 
 
 class Explanation:
@@ -51,6 +42,7 @@ class Explanation:
         self._is_log = False
         self._call: Call | None = None
         self._rows: list[dict[str, Any]] = []
+        self._place = 0
 
     def look_for(self, columns: Columns, processor: Processor) -> None:
         """Ask the judge to keep its signs, once the span is found in a request.
@@ -81,14 +73,9 @@ class Explanation:
         found &= judgement.verdicts["judged"] != 0
         for number in np.flatnonzero(found).tolist():
             self._call = reporter.call(columns, judgement, processor.state, number)
-            signs = processor.explain(self._identity)
-            reasons = {
-                f.detector: f.reason for f in reporter.findings(judgement, number, self._call.who)
-            }
-            self._rows = [
-                _row(name, sign, reasons.get(name))
-                for name, sign in zip(DETECTORS, signs, strict=True)
-            ]
+            self._place = int(processor.explained()["plan"])
+            findings = reporter.findings(judgement, number, self._call.who)
+            self._rows = _rows(processor, {f.detector: f.reason for f in findings})
             return
 
     def print(self, stdout: TextIO, output_format: str) -> int:
@@ -98,13 +85,11 @@ class Explanation:
             return EXIT_NO
         if output_format == "json":
             said = self._call._asdict() | {"who": self._call.who._asdict()}
+            said["limits"] = self._limits()
             json.dump({"call": said, "detectors": self._rows}, stdout, indent=1)
             stdout.write("\n")
             return EXIT_OK
-        known = self._call.who._asdict().items()
-        who = ", ".join(f"{name} {value}" for name, value in known if value) or "nobody known"
-        head = f"span {self._span_id}, tool {self._call.tool}, {who}"
-        lines = [_printable(head), f"verdict {self._call.action}, score {self._call.score:.2f}", ""]
+        lines = [*self._heads(self._call), ""]
         cells = [_HEAD, *(_cells(row) for row in self._rows)]
         widths = [max(len(cell[i]) for cell in cells) for i in range(len(_HEAD) - 1)]
         for cell in cells:
@@ -112,6 +97,19 @@ class Explanation:
             lines.append("  ".join([*padded, cell[-1]]).rstrip())
         stdout.write("\n".join(lines) + "\n")
         return EXIT_OK
+
+    def _limits(self) -> str:
+        """The section whose limits applied."""
+        return f"policy.overrides[{self._place - 1}]" if self._place else "detectors"
+
+    def _heads(self, call: Call) -> Iterator[str]:
+        """Who called what, the verdict, and what it rests on."""
+        known = call.who._asdict().items()
+        who = ", ".join(f"{name} {value}" for name, value in known if value) or "nobody known"
+        yield _printable(f"span {self._span_id}, tool {call.tool}, {who}")
+        capped = "" if call.would_be == call.action else f" ({call.would_be} in mode enforce)"
+        yield f"verdict {call.action}{capped}, score {call.score:.2f}, {call.mode}"
+        yield _printable(f"counted by {call.identity}; limits of {self._limits()}")
 
     def _absent(self) -> str:
         if self._identity == 0:
@@ -121,41 +119,30 @@ class Explanation:
         return "is part of another span's call, which speaks for it"
 
 
-def _row(name: str, sign: np.void, reason: str | None) -> dict[str, Any]:
-    skipped = SKIP_REASONS[sign["skipped"]]
-    row: dict[str, Any] = {"detector": name, "skipped": skipped or None}
-    row["action"] = ACTIONS[sign["action"]]
-    for field, column in (
-        ("score", "score"),
-        ("observed", "observed"),
-        ("limit", "limit"),
-        ("baseline", "usual"),
-        ("window_s", "window_s"),
-    ):
-        row[field] = float(sign[column])
-    row["why"] = _why(sign, skipped, reason)
-    return row
-
-
-def _why(sign: np.void, skipped: str, reason: str | None) -> str:
-    if sign["skipped"] != JUDGED and sign["score"] == 0:
-        return _WHY[skipped]
-    if reason is not None:
-        return reason if sign["action"] > 0 else f"{reason}; not enough for an alarm by itself"
-    if sign["limit"] > 0 and sign["ratio"] > 0:
-        return f"below the limit: {float(sign['observed']):g} of {float(sign['limit']):g}"
-    return "nothing found"
+def _rows(processor: Processor, reasons: dict[str, str]) -> list[dict[str, Any]]:
+    """What every detector said of the call, in their order."""
+    record, limits = processor.explained(), processor.limits()
+    config, plan = limits[0][record["plan"]], limits[1][record["plan"]]
+    return [
+        tell(name, Seen(record, config, sign, plan), reasons.get(name))
+        for name, sign in zip(DETECTORS, record["signs"], strict=True)
+    ]
 
 
 _HEAD: Final = ("detector", "said", "score", "observed", "limit", "usual", "window", "why")
 
 
+def _cell(number: float | None, unit: str = "") -> str:
+    return "-" if number is None else f"{number:.6g}{unit}"
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    if row["skipped"] and not row["score"]:
-        return (row["detector"], "-", "-", "-", "-", "-", "-", row["why"])
-    window = f"{row['window_s']:g} s" if row["window_s"] else "-"
-    numbers = (f"{row[name]:g}" for name in ("observed", "limit", "baseline"))
-    return (row["detector"], row["action"], f"{row['score']:.2f}", *numbers, window, row["why"])
+    """One line of the table. Who did not look at the call said nothing of it."""
+    said = ("-", "-") if row["skipped"] and not row["score"] else None
+    numbers = (_cell(row[name]) for name in ("observed", "limit", "baseline"))
+    window = _cell(row["window_s"], " s")
+    said = said or (row["action"], f"{row['score']:.2f}")
+    return (row["detector"], *said, *numbers, window, row["why"])
 
 
 def _printable(text: str) -> str:

@@ -282,13 +282,15 @@ def _decide(
             action = max(action, np.int64(sign["action"]))
             if SPEAKS_FOR_ITSELF[detector]:
                 worst = max(worst, sign["score"])
-            sign["action"] = min(np.int64(sign["action"]), strongest)
             finding = findings[used[0]]
             finding["row"], finding["detector"] = number, detector
+            finding["asked"] = sign["action"]
+            sign["action"] = min(np.int64(sign["action"]), strongest)
             copy_record(finding["sign"], sign)
             used[0] += 1
     verdict["findings"] = used[0] - verdict["finding"]
     verdict["action"], verdict["score"] = min(action, strongest), worst
+    verdict["asked"] = action
     verdict["learning"] = is_learning(signs)
     verdict["late"] = is_late(signs)
     return action
@@ -435,10 +437,9 @@ def _judge_call(
     find_places(person, time_ns, state, places)
     call["fresh"] = 1 if fresh else 0
     _score(plans.limits[verdict["plan"]], state, places, call, signs)
-    action = _decide(plans, signs, number, verdict, findings, used)
     if plan["explain"] == row["identity"]:
-        for detector in range(len(DETECTORS)):
-            copy_record(signs[len(DETECTORS) + detector], signs[detector])
+        _note_explained(verdict, places, state, scratch)
+    action = _decide(plans, signs, number, verdict, findings, used)
     if not fresh:
         counters[DUPLICATES] += kind == COPY
         return
@@ -453,6 +454,18 @@ def _judge_call(
         )
     _count_call(counters, signs, verdict)
     _link_event(row, serial, missing, id_key, state)
+
+
+@kernel
+def _note_explained(verdict: Record, places: Record, state: State, scratch: Scratch) -> None:
+    """Keep what a call was just judged by: it is the one to be explained."""
+    explained = scratch.explained[0]
+    explained["plan"] = verdict["plan"]
+    copy_record(explained["call"], scratch.work[0]["call"])
+    for detector in range(len(DETECTORS)):
+        copy_record(explained["signs"][detector], scratch.signs[detector])
+    copy_record(explained["agent"], state.agents.rows[places["agent"]])
+    copy_record(explained["service"], state.services.rows[places["service"]])
 
 
 @kernel

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from otel_anomaly.config import effective_detectors
 from otel_anomaly.detectors.finding import ACTIONS, SKIP_REASONS
 from otel_anomaly.entities import identity
 from otel_anomaly.entities.links import make_links
@@ -72,7 +73,7 @@ from otel_anomaly.workspace import BODY_KEPT, ROWS_KEPT, Workspace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from otel_anomaly.config import Config
+    from otel_anomaly.config import Config, DetectorsConfig
 
 LOG = logging.getLogger("otel_anomaly")
 
@@ -157,7 +158,7 @@ class Processor:
         self.texts = make_texts(
             config.annotate.prefix,
             all_signals=config.annotate.signals == "all",
-            agent_keys=who.agent,
+            keys=(who.tenant, who.agent, who.session, who.user),
         )
         self._scratch = Workspace()
         self.state = make_state(config)
@@ -255,14 +256,18 @@ class Processor:
         self._look_at(columns, 0)
         return columns
 
-    def explain(self, span: int) -> np.ndarray:
-        """Keep what every detector says of one span: SIGN [detectors], filled when it is judged.
-
-        `span`: the identity that the scan gives it.
-        """
+    def explain(self, span: int) -> None:
+        """Keep what one span is judged by. `span`: the identity that the scan gives it."""
         self._plans.judge["explain"] = span
-        explained: np.ndarray = self._scratch.explained
-        return explained
+
+    def explained(self) -> np.void:
+        """What the span to be explained was judged by, once it was: of EXPLAINED; a copy."""
+        record: np.void = self._scratch.explained.copy()[0]
+        return record
+
+    def limits(self) -> tuple[list[DetectorsConfig], np.ndarray]:
+        """The detectors section, then as each override makes it; the same as LIMITS [n]."""
+        return effective_detectors(self._config), self._plans.limits
 
     def annotate(self, columns: Columns, received_ns: int) -> bytes:
         """Judge all calls of a request and write the verdicts on their spans."""

@@ -165,8 +165,10 @@ def _call_record(call: Call) -> dict[str, Any]:
         "tool": call.tool,
         "arguments": call.arguments,
         **_identity(call),
+        "identity": call.identity,
         "error": call.error,
         "action": call.action,
+        "would_be": call.would_be,
         "score": call.score,
         "types": list(call.types),
     }
@@ -177,6 +179,7 @@ def _finding_record(call: Call, finding: Finding) -> dict[str, Any]:
         "time": rfc3339(call.time_ns),
         "type": finding.detector,
         "action": finding.action,
+        "would_be": finding.would_be,
         "score": finding.score,
         "observed": finding.observed,
         "limit": finding.limit,

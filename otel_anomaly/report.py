@@ -16,7 +16,7 @@ from otel_anomaly.entities import names
 from otel_anomaly.entities.identity import OF_AGENT
 from otel_anomaly.otlp.scan import Columns
 from otel_anomaly.scoring import DETECTORS, LOOP, RATE
-from otel_anomaly.verdict import LINE_BYTES, put_reason
+from otel_anomaly.verdict import LINE_BYTES, MODES, put_reason, tell_identity
 
 if TYPE_CHECKING:
     from otel_anomaly.state import Judgement, State
@@ -34,7 +34,12 @@ class Call(NamedTuple):
     arguments: str | None
     """Fingerprint of the canonical arguments, hex; None when none are carried."""
     signal: str
+    identity: str
+    """Which keys it was counted under, and which of them are weak."""
     action: str
+    would_be: str
+    """The action in mode enforce."""
+    mode: str
     score: float
     types: tuple[str, ...]
 
@@ -44,6 +49,8 @@ class Finding(NamedTuple):
 
     detector: str
     action: str
+    would_be: str
+    """The action in mode enforce."""
     score: float
     observed: float
     limit: float
@@ -84,10 +91,19 @@ class Reporter:
             error=bool(verdict["failed"]),
             arguments=_hex(int(verdict["fingerprint"])),
             signal=SIGNALS[columns.signal],
+            identity=self.identity(judgement, row),
             action=ACTIONS[verdict["action"]],
+            would_be=ACTIONS[verdict["asked"]],
+            mode=MODES[verdict["learning"]],
             score=float(verdict["score"]),
             types=types,
         )
+
+    def identity(self, judgement: Judgement, row: int) -> str:
+        """Which keys the call of a row was counted under, and which of them are weak."""
+        persons = judgement.verdicts[row : row + 1]["person"]
+        size = tell_identity(self._texts, persons, self._line)
+        return self._line[:size].tobytes().decode("utf-8", errors="ignore")
 
     def findings(self, judgement: Judgement, row: int, who: names.Caller) -> list[Finding]:
         """All findings about the call of a row, which `who` made."""
@@ -112,6 +128,7 @@ class Reporter:
         return Finding(
             detector=DETECTORS[detector],
             action=ACTIONS[sign["action"]],
+            would_be=ACTIONS[found["asked"]],
             score=float(sign["score"]),
             observed=float(sign["observed"]),
             limit=float(sign["limit"]),

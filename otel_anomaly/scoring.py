@@ -96,13 +96,15 @@ LIMITS = np.dtype(
 def make_limits(configs: Sequence[DetectorsConfig]) -> np.ndarray:
     """LIMITS [n] of the base and of each override."""
     limits = np.zeros(len(configs), LIMITS)
-    for plan, config in zip(limits, configs, strict=True):
+    rules = [rate_shift.rules_of(config.rate_shift) for config in configs]
+    for number, (plan, config) in enumerate(zip(limits, configs, strict=True)):
         learning = config.learning
         forget_days = learning.forget_after // (86_400 * SECOND_NS)
         plan["some_off"] = not all(getattr(config, name).enabled for name, _ in _MODULES)
         plan["learning"] = learning.samples, learning.time, forget_days
         for name, module in _MODULES:
             plan[name] = module.make_plan(getattr(config, name))[0]
+        plan["rate_shift"]["rules"] = rules.index(rules[number])
     return limits
 
 

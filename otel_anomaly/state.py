@@ -40,7 +40,7 @@ PLAN = np.dtype(
         ("clear", "f8"),
         ("action_max", "i8"),  # WARN when only observing.
         ("overrides", "i8"),  # How many there are.
-        ("explain", "i8"),  # Identity of the span whose signs are to be kept, 0: none.
+        ("explain", "i8"),  # Identity of the span that is to be explained, 0: none.
     ]
 )
 VERDICT = np.dtype(
@@ -49,6 +49,7 @@ VERDICT = np.dtype(
         ("duplicate", "i1"),  # Counted already: a copy, or another span of a call judged before.
         ("late", "i1"),
         ("action", "i1"),
+        ("asked", "i1"),  # The action before the mode caps it.
         ("learning", "i1"),
         ("failed", "i1"),
         ("exempt", "i1"),  # Bits POLLING and BATCH of its tool.
@@ -64,7 +65,15 @@ VERDICT = np.dtype(
     ],
     align=True,
 )
-FINDING = np.dtype([("row", "i4"), ("detector", "i4"), ("sign", SIGN)], align=True)
+FINDING = np.dtype(
+    [
+        ("row", "i4"),
+        ("detector", "i2"),
+        ("asked", "i2"),  # The action before the mode caps that of the sign.
+        ("sign", SIGN),
+    ],
+    align=True,
+)
 
 EPISODE = np.dtype(
     [
@@ -213,6 +222,17 @@ def borrow_state(state: State) -> State:
 
 WORK = np.dtype([("call", CALL), ("places", PLACES), ("own", OWN), ("person", PERSON)], align=True)
 """What is worked out for one call at a time."""
+EXPLAINED = np.dtype(
+    [
+        ("call", CALL),
+        ("plan", "i8"),  # Whose limits applied.
+        ("signs", SIGN, (_DETECTORS,)),
+        ("agent", AGENT),
+        ("service", SERVICE),
+    ],
+    align=True,
+)
+"""All that one call was judged by, for the explanation of it: copied before anybody learns it."""
 MOVED_MAX: Final = 512
 """Calls of one trace that are moved at once: the last ones."""
 
@@ -221,30 +241,37 @@ class Scratch(NamedTuple):
     """Arrays that the kernels work in, reused from request to request."""
 
     signs: np.ndarray
-    """SIGN [2 * detectors]: of the call judged last; of the span that is to be explained."""
+    """SIGN [detectors]: of the call judged last."""
     work: np.ndarray
     """WORK [1]."""
     serials: np.ndarray
     """int64 [MOVED_MAX]."""
     read: np.ndarray
     """ARGUMENTS [2 * calls]: arguments and result of each call."""
+    explained: np.ndarray
+    """EXPLAINED [1]: of the span that is to be explained."""
 
 
 @inlined
 def borrow_scratch(scratch: Scratch) -> Scratch:
     """`borrow` for all arrays of the scratch."""
     return Scratch(
-        borrow(scratch.signs), borrow(scratch.work), borrow(scratch.serials), borrow(scratch.read)
+        borrow(scratch.signs),
+        borrow(scratch.work),
+        borrow(scratch.serials),
+        borrow(scratch.read),
+        borrow(scratch.explained),
     )
 
 
 def make_scratch(calls: int) -> Scratch:
     """Scratch for requests of up to so many calls."""
     return Scratch(
-        np.zeros(2 * _DETECTORS, SIGN),
+        np.zeros(_DETECTORS, SIGN),
         np.zeros(1, WORK),
         np.empty(MOVED_MAX, np.int64),
         np.empty(2 * calls, ARGUMENTS),
+        np.zeros(1, EXPLAINED),
     )
 
 

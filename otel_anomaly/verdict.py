@@ -5,8 +5,8 @@
     anomaly.mode     "learning" or "active"          always
     anomaly.types    ["rate"]                        when a detector reached warn
     anomaly.reason   "rate: 124 calls in 60 s, limit 100"
-    anomaly.identity "agent=service.name (weak), session=trace (weak)"
-                                                     when not told by the span or its resource
+    anomaly.identity "agent=service.name (weak), session=trace (weak), rate=anon (weak)"
+                                                     when not all of it is told by the span itself
     anomaly.signal.rate  0.62                        each detector's own score, not zero or all
 
 Most calls are allowed with a score of 0: their attributes are one prepared piece, copied. All
@@ -30,11 +30,13 @@ from otel_anomaly.entities.identity import (
     FROM_TRACE,
     FROM_WEAK,
     NAMES_OF_KINDS,
+    OF_AGENT,
     OF_SESSION,
+    OF_USER,
 )
 from otel_anomaly.kernels import Array, Int, Record, borrow, copy, inlined, kernel
 from otel_anomaly.otlp.attributes import decimal
-from otel_anomaly.otlp.dialects import AGENT, RANKS_MAX, SESSION
+from otel_anomaly.otlp.dialects import AGENT, RANKS_MAX, SESSION, TENANT, USER, WHO
 from otel_anomaly.otlp.splice import varint_size, write_varint
 from otel_anomaly.scoring import CLAUSES, DETECTORS, PARTS_OF_RISK, RISK
 
@@ -47,9 +49,11 @@ _SOURCES: Final = {
     FROM_NOBODY: "none",
     FROM_SPAN: "span",
     FROM_TRACE: "another span of the trace",
-    FROM_WEAK: "a weak key",
+    FROM_WEAK: "a weak key",  # Its name is told instead.
     FROM_ABOVE: "the agent above",
 }
+
+WHO_IS_TOLD: Final = WHO[: USER + 1]
 
 # Numbers of the pieces.
 PLAIN = 0
@@ -65,11 +69,12 @@ CLAUSE = NAME + _COUNT
 SOURCE = CLAUSE + int(_FIRST_CLAUSE[-1])
 KIND = SOURCE + len(_SOURCES)
 """What stands in for a session that nobody tells, by kind of key."""
-AGENT_KEY = KIND + len(NAMES_OF_KINDS)
-"""The configured keys of an agent, by rank."""
-AGENT_IS = AGENT_KEY + RANKS_MAX
-SESSION_IS = AGENT_IS + 1
-IS_WEAK = SESSION_IS + 1
+KEY = KIND + len(NAMES_OF_KINDS)
+"""The configured keys of a tenant, an agent, a session and a user, by rank."""
+IS = KEY + len(WHO_IS_TOLD) * RANKS_MAX
+"""What stands before each of these."""
+RATE_IS = IS + len(WHO_IS_TOLD)
+IS_WEAK = RATE_IS + 1
 PIECES = IS_WEAK + 1
 
 TEXT_BYTES: Final = 1 << 15
@@ -79,7 +84,7 @@ CALL_BYTES: Final = 1024
 LENGTHS_BYTES: Final = 32
 """Three lengths stand in front of an attribute, and each grows by less than ten bytes."""
 KEY_BYTES_TOLD: Final = 96
-IDENTITY_BYTES_MAX: Final = 512
+IDENTITY_BYTES_MAX: Final = (len(WHO_IS_TOLD) + 1) * (KEY_BYTES_TOLD + 24)
 CLAUSE_BYTES_MAX: Final = max(len(text) for texts in CLAUSES for text in texts) + 32
 TEXTS = np.dtype(
     [
@@ -120,14 +125,24 @@ def _clause(text: str) -> bytes:
     return text.encode()
 
 
-def make_texts(prefix: str, *, all_signals: bool, agent_keys: Sequence[str] = ()) -> np.ndarray:
-    """Prepare all pieces for attributes under `prefix`: TEXTS [1]. `agent_keys`: by rank."""
+def _key_names(keys: Sequence[str]) -> list[bytes]:
+    """The names of one role's keys by rank; what is no configured key stands on the span."""
+    names = [key.encode()[:KEY_BYTES_TOLD].decode(errors="ignore").encode() for key in keys]
+    return names + [b"span"] * (RANKS_MAX - len(names))
+
+
+def make_texts(
+    prefix: str, *, all_signals: bool, keys: Sequence[Sequence[str]] = ((), (), (), ())
+) -> np.ndarray:
+    """Prepare all pieces for attributes under `prefix`: TEXTS [1].
+
+    `keys`: those of a tenant, an agent, a session and a user, each by rank.
+    """
     score = _double(f"{prefix}.score", 0.0)
     actions = [_string(f"{prefix}.action", action) for action in ACTIONS]
     modes = [_string(f"{prefix}.mode", mode) for mode in MODES]
     signals = [_double(f"{prefix}.signal.{name}", 0.0) for name in DETECTORS]
     zeros = b"".join(signals) if all_signals else b""
-    known = [key[:KEY_BYTES_TOLD].encode() for key in agent_keys]
     pieces = [
         *(actions[0] + score + mode + zeros for mode in modes),
         *actions,
@@ -140,11 +155,10 @@ def make_texts(prefix: str, *, all_signals: bool, agent_keys: Sequence[str] = ()
         *(name.encode() for name in DETECTORS),
         *(_clause(clause) for clauses in CLAUSES for clause in clauses),
         *(_SOURCES[i].encode() for i in range(len(_SOURCES))),
-        *(f"{name or 'none'} (weak)".encode() for name in NAMES_OF_KINDS),
-        *known,
-        *[b"span"] * (RANKS_MAX - len(known)),
-        b"agent=",
-        b", session=",
+        *((name or "none").encode() for name in NAMES_OF_KINDS),
+        *(name for names in keys for name in _key_names(names)),
+        *(f"{'' if name == WHO[AGENT] else ', '}{name}=".encode() for name in WHO_IS_TOLD),
+        b", rate=",
         b" (weak)",
     ]
     assert len(pieces) == PIECES
@@ -314,25 +328,70 @@ def _put_text(texts: Record, key: Int, line: Array, size: Int, out: Array, at: I
 
 @inlined
 def is_told_by_span(person: Record) -> bool:
-    """Whether the span itself says which agent and which session it is of, by a strong key."""
-    return person["source"][AGENT] == FROM_SPAN and person["source"][SESSION] == FROM_SPAN
+    """Whether all that the call is judged by is told by the span itself, by strong keys."""
+    source, kind = person["source"], person["rate_kind"]
+    return bool(
+        source[AGENT] == FROM_SPAN
+        and source[SESSION] == FROM_SPAN
+        and (source[TENANT] == FROM_SPAN or source[TENANT] == FROM_NOBODY)
+        and (kind == OF_SESSION or kind == OF_AGENT)
+    )
+
+
+@kernel
+def _put_who(texts: Record, person: Record, who: Int, line: Array, at: Int) -> Int:
+    """`agent=` and the key that told it, or whoever else did; whether that is weak."""
+    source = person["source"][who]
+    at = _put(texts, IS + who, line, at)
+    if source == FROM_SPAN or source == FROM_WEAK:
+        at = _put(texts, KEY + who * RANKS_MAX + person["order"][who] % RANKS_MAX, line, at)
+    else:
+        at = _put(texts, SOURCE + source, line, at)
+    if source == FROM_WEAK or source == FROM_NOBODY:
+        at = _put(texts, IS_WEAK, line, at)
+    return at
+
+
+@inlined
+def _rate_is_weak(person: Record) -> bool:
+    """Whether the calls that `rate` adds up may be of several, or of a part of one.
+
+    What stands in for all who are not told is; of the others, what rests on a weak key.
+    """
+    kind, source = person["rate_kind"], person["source"]
+    if kind == OF_SESSION:
+        return bool(source[SESSION] == FROM_WEAK)
+    if kind == OF_AGENT:
+        return bool(source[AGENT] == FROM_WEAK)
+    if kind == OF_USER:
+        return bool(source[USER] == FROM_WEAK)
+    return True
 
 
 @kernel
 def put_identity(texts: Record, person: Record, line: Array) -> Int:
     """Which keys a call was counted under, and whether they are weak. Returns the length."""
-    source = person["source"][AGENT]
-    at = _put(texts, AGENT_IS, line, np.int64(0))
-    if source in (FROM_SPAN, FROM_WEAK):
-        at = _put(texts, AGENT_KEY + person["order"][AGENT] % RANKS_MAX, line, at)
-    else:
-        at = _put(texts, SOURCE + source, line, at)
-    if source in (FROM_WEAK, FROM_NOBODY):
-        at = _put(texts, IS_WEAK, line, at)
-    at = _put(texts, SESSION_IS, line, at)
+    at = _put_who(texts, person, np.int64(AGENT), line, np.int64(0))
     if person["session_kind"] == OF_SESSION:
-        return _put(texts, SOURCE + person["source"][SESSION], line, at)
-    return _put(texts, KIND + person["session_kind"], line, at)
+        at = _put_who(texts, person, np.int64(SESSION), line, at)
+    else:
+        at = _put(texts, IS + SESSION, line, at)
+        at = _put(texts, KIND + person["session_kind"], line, at)
+        at = _put(texts, IS_WEAK, line, at)
+    at = _put(texts, RATE_IS, line, at)
+    at = _put(texts, KIND + person["rate_kind"], line, at)
+    if _rate_is_weak(person):
+        at = _put(texts, IS_WEAK, line, at)
+    for who in (TENANT, USER):
+        if person["source"][who] != FROM_NOBODY:
+            at = _put_who(texts, person, np.int64(who), line, at)
+    return at
+
+
+@kernel
+def tell_identity(prepared: Array, persons: Array, line: Array) -> Int:
+    """`put_identity` of `persons[0]`, from Python."""
+    return put_identity(prepared[0], persons[0], line)
 
 
 @kernel

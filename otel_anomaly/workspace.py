@@ -34,12 +34,12 @@ class Workspace:
     @property
     def signs(self) -> np.ndarray:
         """SIGN [detectors]: what each said of the call judged last."""
-        return self.judge.signs[: len(DETECTORS)]
+        return self.judge.signs
 
     @property
     def explained(self) -> np.ndarray:
-        """SIGN [detectors]: what each said of the span that is to be explained."""
-        return self.judge.signs[len(DETECTORS) :]
+        """EXPLAINED [1]: what the span that is to be explained was judged by."""
+        return self.judge.explained
 
     def shrink(self) -> None:
         """Give back what a large request took."""

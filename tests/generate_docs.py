@@ -33,6 +33,7 @@ README = ROOT / "README.md"
 DEFAULT_YAML = ROOT / "config" / "default.yaml"
 
 _WIDTH = 96
+_EXAMPLE_PATTERNS = '["*"]'
 _DIRECTORY = "${env:OTEL_ANOMALY_DATA:-./otel-anomaly-data}"
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 _NO_BOUNDS = {("ge", 0), ("le", DURATION_MAX_NS), ("le", SIZE_MAX_BYTES)}
@@ -221,7 +222,7 @@ def _example_item(section: type[Section]) -> Iterator[str]:
     yield from _comment(f"Each: {section.__doc__}")
     for key, field in section.model_fields.items():
         yield from (f"#   {line}" for line in _comment(field.description))
-        yield f"#   {key}: {'{}' if field.is_required() else '[]'}"
+        yield f"#   {key}: {'{}' if field.is_required() else _EXAMPLE_PATTERNS}"
 
 
 def _comment(text: str | None) -> list[str]:

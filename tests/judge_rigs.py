@@ -67,6 +67,7 @@ KEEN: dict[str, Any] = {
                     "loop": {"enabled": False},
                     "child_process": {"mode": "always"},
                     "learning": {"samples": 3},
+                    "rate_shift": {"k": 1.0, "min_calls_second": 2, "min_samples": 3},
                 },
             },
             {

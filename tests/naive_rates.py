@@ -95,6 +95,7 @@ class Shift:
         self.floor = (config.min_calls_second, config.min_calls_minute)
         self.first_ns: int | None = None
         self.samples = 0
+        self.earlier = [0, 0]
         self.open = [0, 0]
         self.counts: tuple[dict[int, int], ...] = (defaultdict(int), defaultdict(int))
         self.flagged: tuple[set[int], ...] = (set(), set())
@@ -102,6 +103,7 @@ class Shift:
         self.limit: list[float | None] = [None, None]
         self.last_limit: list[float | None] = [None, None]
         self.usual = [0.0, 0.0]
+        self.rules: list[tuple[float, ...]] = [(), ()]
 
     def score(self, time_ns: int, *, fresh: bool) -> Sign:
         if self.first_ns is None:
@@ -128,6 +130,7 @@ class Shift:
             if self.limit[which] is not None:
                 self.last_limit[which] = self.limit[which]
             self.open[which], self.limit[which] = bucket, None
+            self.earlier[which] = self.samples
 
     def _judge(self, which: int, bucket: int, sign: Sign, *, fresh: bool) -> None:
         if bucket != self.open[which]:
@@ -135,10 +138,15 @@ class Shift:
         count = self.counts[which][bucket] + fresh
         if count < self.floor[which]:
             return
-        if self.limit[which] is None:
-            self.limit[which] = self._work_out(which)
+        config = self.config
+        rules = (config.k, config.ratio, *self.floor, config.min_buckets, config.min_samples)
+        if self.limit[which] is None or self.rules[which] != rules:
+            if self.limit[which] is not None:
+                self.last_limit[which] = self.limit[which]
+            self.limit[which], self.rules[which] = self._work_out(which), rules
         limit = self.limit[which]
         assert limit is not None
+        by_past = limit
         if which == 1 and self.config.ceiling:
             limit = min(limit, self.config.ceiling)
         sign.ratio = max(sign.ratio, count / limit)
@@ -147,13 +155,14 @@ class Shift:
             sign.score, sign.action = score, ACTIONS.index(self.config.action)
             sign.observed, sign.limit, sign.usual = count, limit, self.usual[which]
             sign.window_s = SPAN_NS[which] / SECOND_NS
+            sign.variant = int(limit < by_past)
 
     def _work_out(self, which: int) -> float:
         config, head, first = self.config, self.open[which], self.first_ns
         assert first is not None
         closed = range(max(first // SPAN_NS[which], head - RING + 1), head)
         past = [self.counts[which][b] for b in closed if b not in self.flagged[which]]
-        samples = self.samples - self.counts[which][head]
+        samples = min(self.earlier[which], self.samples)
         if len(past) < config.min_buckets or samples < config.min_samples:
             in_ring = any(b > head - RING for b in self.flagged[which])
             last = self.last_limit[which]

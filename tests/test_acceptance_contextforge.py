@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_anomaly.cli import main
-from otel_anomaly.detectors.past import TOOLS as KIND_TOOLS
-from otel_anomaly.detectors.past import known
 from tests.habits import (
     NOON,
     WARM_S,
     actions,
     calm,
+    fork,
     one,
     only,
     rig_of,
     signals,
     text,
-    the_agent,
     warm_rig,
 )
 from tests.rig import Calls, Rig
@@ -56,7 +54,7 @@ def test_i2() -> None:
     rig, calls = warm_rig()
     verdict = one(rig, calls.at(WARM_S, **NOVEL))
     assert (verdict.action, verdict.score, verdict.types) == ("warn", 0.6, ("risk",))
-    assert "tool never used before in 60 calls" in (verdict.reason or "")
+    assert "a tool this agent never used in 60 calls" in (verdict.reason or "")
     assert rig.steps() == [("start", "risk")]
 
 
@@ -90,13 +88,18 @@ def test_c1() -> None:
 
 def test_c2() -> None:
     """
-    Scenario: while learning, a call of `tool_a`, then one of `tool_b`.
-    Guarantees: both are known, two calls in total.
+    Scenario: while learning, which two calls end, a call of `tool_a`, then one of `tool_b`.
+    Guarantees: afterwards both are known, and a third tool is new after two calls in total.
     """
-    rig, calls = rig_of(), Calls()
-    rig.send([calls.at(NOON, tool="tool_a"), calls.at(NOON + 1, tool="tool_b")])
-    past = the_agent(rig)["past"]
-    assert (known(past, KIND_TOOLS), past["calls"]) == (2, 2)
+    rig, calls = rig_of({"learning": {"samples": 2, "time": "0s"}}), Calls()
+    learned = rig.send([calls.at(NOON, tool="tool_a"), calls.at(NOON + 1, tool="tool_b")])
+    assert [(v.mode, v.signals) for v in learned] == [("learning", ())] * 2
+    for tool in ("tool_a", "tool_b"):
+        verdict = one(fork(rig), calls.at(NOON + 2, tool=tool))
+        assert (verdict.action, signals(verdict)) == ("allow", {})
+    verdict = one(rig, calls.at(NOON + 2, tool="tool_c"))
+    assert signals(verdict)["novelty"] == 1.0
+    assert "a tool this agent never used in 2 calls" in (verdict.reason or "")
 
 
 def test_c3() -> None:
@@ -177,7 +180,7 @@ def test_c9() -> None:
     keys = [pair.key for pair in span.attributes]
     assert keys.count("anomaly.signal.risk") == 1
     assert keys.count("gen_ai.tool.call.result") == 1
-    assert the_agent(rig)["past"]["calls"] == 61
+    assert rig.counts("tool_calls") == 61
 
 
 def test_c10() -> None:
@@ -194,22 +197,26 @@ def test_c11() -> None:
     """
     Scenario: the user's keys are a mail address, then a subject. Calls carry both, the address
     alone, the subject alone, an empty address and the subject, and neither.
-    Guarantees: counted by the address, where there is one; else by the subject; else by `anon`.
+    Guarantees: counted by the address, where there is one; else by the subject; else by `anon`; the
+    span says how many, and by which key.
     """
     identity = {"user": ["user.email", "sub"]}
-    rig, calls = rig_of(only("rate"), identity=identity), Calls()
+    rig, calls = rig_of(only("rate", rate={"warn": 1}), identity=identity), Calls()
+    unknown = "agent=none (weak), session=trace (weak), "
 
-    def counted(email: str | None, sub: str | None) -> int:
+    def counted(email: str | None, sub: str | None) -> tuple[str | None, str]:
         said = [("user.email", email), ("sub", sub)]
         extra = [(key, value) for key, value in said if value is not None]
-        rig.send([calls.at(NOON, agent=None, session=None, extra=extra)])
-        return int(rig.sign("rate")["observed"])
+        verdict = one(rig, calls.at(NOON, agent=None, session=None, extra=extra))
+        return verdict.reason, (verdict.identity or "").removeprefix(unknown)
 
-    assert counted("bob@co.com", "7") == 1
-    assert counted("bob@co.com", None) == 2
-    assert counted(None, "7") == 1
-    assert counted("", "7") == 2
-    assert [counted(None, None), counted("", "")] == [1, 2]
+    once, twice = (f"rate: {count} calls in 60 s, limit 1" for count in (1, 2))
+    assert counted("bob@co.com", "7") == (once, "rate=user, user=user.email")
+    assert counted("bob@co.com", None) == (twice, "rate=user, user=user.email")
+    assert counted(None, "7") == (once, "rate=user, user=sub")
+    assert counted("", "7") == (twice, "rate=user, user=sub")
+    assert counted(None, None) == (once, "rate=anon (weak)")
+    assert counted("", "") == (twice, "rate=anon (weak)")
     assert {caller.user for caller in rig.callers} == {"bob@co.com", "7", None}
 
 
@@ -218,24 +225,27 @@ def test_c12() -> None:
     Scenario: a history of ten seconds and of ten calls: 20 calls, one a second.
     Guarantees: no more than ten are counted; what is kept of an agent has the same size as before.
     """
-    rig, calls = rig_of({"rate": {"window": "10s"}, "burst": {"window": "10s"}}), Calls()
+    windows = {"rate": {"window": "10s", "warn": 1}, "burst": {"window": "10s", "threshold": 10}}
+    rig, calls = rig_of(windows), Calls()
     before = rig.state.agents.rows.nbytes + rig.state.sessions.rows.nbytes
-    rig.send(calls.many(20, NOON, 1))
-    assert rig.sign("rate")["observed"] == 10
-    assert rig.sign("burst")["observed"] == 10
+    verdicts = rig.send(calls.many(20, NOON, 1))
+    counted = [(verdict.reason or "").partition(" calls")[0] for verdict in verdicts]
+    assert counted == [f"rate: {min(i + 1, 10)}" for i in range(20)]
+    assert [signals(verdict).get("burst") for verdict in verdicts[9:]] == [0.5] * 11
     assert rig.state.agents.rows.nbytes + rig.state.sessions.rows.nbytes == before
 
 
 def test_c13() -> None:
     """
     Scenario: a tool never used is blocked, and called again and again.
-    Guarantees: it stays as new as it was, and is blocked each time.
+    Guarantees: it stays as new as it was, and is blocked each time: none of these calls is learned.
     """
     rig, calls = warm_rig(BLOCKING)
     for i in range(5):
         verdict = one(rig, calls.at(WARM_S + 100 * i, **NOVEL))
         assert (verdict.action, signals(verdict)["novelty"]) == ("block", 1.0)
-    assert the_agent(rig)["past"]["calls"] == 60
+        assert "a tool this agent never used in 60 calls" in (verdict.reason or "")
+    assert rig.counts("verdicts", "block") == 5
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_validate_says_ok_and_what_it_will_do(
     off = DetectorsConfig.model_fields.keys() - {"learning", "rate", "unknown_connection"}
     one.write_text(
         "receivers: {otlp: {protocols: {grpc: {endpoint: 'localhost:1'}}}}\n"
-        "policy: {mode: observe, overrides: [{tool: poll_*, detectors: }]}\n"
+        "policy: {mode: observe, overrides: [{tool: poll_*, detectors: {rate: {warn: 7}}}]}\n"
         "detectors:\n  unknown_connection: {allow: [a.example]}\n"
         + "".join(f"  {name}: {{enabled: false}}\n" for name in off)
     )

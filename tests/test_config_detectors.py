@@ -145,6 +145,33 @@ BAD_OVERRIDES = {
         "- {agent: a, detectors: {}}\n  - agent: b\n    detectors:\n     loop:\n      repeat: 60",
         ":7: policy.overrides[1].detectors.loop.repeat: repeat (60) must be at most threshold",
     ),
+    "no pattern in a list": (
+        "- {agent: [], tool: t, detectors: {rate: {warn: 7}}}",
+        ":3: policy.overrides[0].agent: must name a pattern; leave the key out where any name",
+    ),
+    "the same as an earlier one": (
+        "- {agent: a, detectors: {rate: {warn: 7}}}\n  - {agent: A, detectors: {rate: {warn: 9}}}",
+        ":4: policy.overrides[1]: never applies: policy.overrides[0] comes first and matches all",
+    ),
+    "narrower than an earlier one": (
+        (
+            "- {tool: 'r*', detectors: {rate: {warn: 7}}}\n"
+            "  - {tool: [read_*, 'r?n'], agent: a, detectors: {rate: {warn: 9}}}"
+        ),
+        ":4: policy.overrides[1]: never applies: policy.overrides[0] comes first and matches all",
+    ),
+    "nothing": (
+        "- {agent: a, detectors: {}}",
+        ":3: policy.overrides[0]: changes nothing: these calls have the same limits without it",
+    ),
+    "what is so already": (
+        "- {agent: a, detectors: {rate: {warn: 100}, loop: {window: 5m}}}",
+        ":3: policy.overrides[0]: changes nothing: these calls have the same limits without it",
+    ),
+    "an exception from nothing": (
+        "- {agent: a, detectors: {}}\n  - {agent: b*, detectors: {rate: {warn: 7}}}",
+        ":3: policy.overrides[0]: changes nothing: these calls have the same limits without it",
+    ),
     "what cannot be reached": (
         "- {agent: a, detectors: {risk: {block: 0.99}}}",
         ":3: policy.overrides[0].detectors.risk.block: risk.block 0.99 cannot be reached: at most",
@@ -348,7 +375,7 @@ def test_bad_overrides_are_named(tmp_path: Path, text: str, expected: str) -> No
 
 def test_overrides_lie_over_the_base(tmp_path: Path) -> None:
     """
-    Scenario: a base with its own limits, and overrides of keys, of a list, and of nothing.
+    Scenario: a base with its own limits, and overrides of nothing, of keys and of a list.
     Guarantees: what an override names is its own, everything else the base's; lists are replaced;
     a block without a value changes nothing; a pattern alone is a list of one.
     """
@@ -361,23 +388,23 @@ def test_overrides_lie_over_the_base(tmp_path: Path) -> None:
           unknown_connection: {allow: [a.example]}
         policy:
           overrides:
+            - {agent: [a, b], tenant: t, detectors: }
             - tool: ci_*
               detectors:
                 rate: {warn: 550}
                 unknown_connection: {allow: [b.example, "10.0.0.0/8"]}
                 risk:
-            - {agent: [a, b], tenant: t, detectors: }
         """,
     )
     config = load_config([path], (), {})
-    base, first, second = effective_detectors(config)
+    base, second, first = effective_detectors(config)
     assert base == second == config.detectors
     assert (first.rate.warn, first.rate.block) == (550, 600)
     assert first.unknown_connection.allow == ("b.example", "10.0.0.0/8")
     changed = {name for name in sections() if getattr(first, name) != getattr(base, name)}
     assert changed == {"rate", "unknown_connection"}
-    assert config.policy.overrides[0].tool == ("ci_*",)
-    assert config.policy.overrides[1].agent == ("a", "b")
+    assert config.policy.overrides[1].tool == ("ci_*",)
+    assert config.policy.overrides[0].agent == ("a", "b")
 
 
 def test_every_section_survives_being_merged() -> None:
@@ -392,9 +419,12 @@ def test_every_section_survives_being_merged() -> None:
         "child_process": {"action": "pause", "mode": "always"},
         "off_hours": {"timezone": "UTC", "start": 0, "end": 0},
     }
-    overrides = [{"agent": "a", "detectors": {}}]
+    overrides = [
+        {"agent": "a", "tool": "t", "detectors": {}},
+        {"agent": "a", "detectors": {"rate": {"warn": 7}}},
+    ]
     config = Config.model_validate({"detectors": base, "policy": {"overrides": overrides}})
-    assert effective_detectors(config) == [config.detectors] * 2
+    assert effective_detectors(config)[:2] == [config.detectors] * 2
 
 
 @pytest.mark.parametrize(
@@ -412,11 +442,12 @@ def test_what_is_one_for_all_stays_one(detector: str, key: str, value: object) -
     Scenario: an override names a width that a shared counter cannot have beside its own.
     Guarantees: refused, unless it is what the base says; in the base it is fine.
     """
-    section = {detector: {key: value}}
+    section = {detector: {key: value}, "frequency": {"share": 0.02}}
     overrides = [{"agent": "a", "detectors": section}]
     with pytest.raises(ValidationError, match=f"set detectors.{detector}.{key} instead"):
         Config.model_validate({"policy": {"overrides": overrides}})
-    Config.model_validate({"detectors": section, "policy": {"overrides": overrides}})
+    base = {detector: {key: value}}
+    Config.model_validate({"detectors": base, "policy": {"overrides": overrides}})
 
 
 def test_all_overrides_are_told_of_at_once() -> None:
@@ -438,13 +469,49 @@ def test_room_for_overrides_and_patterns_is_checked() -> None:
     Scenario: as many overrides and different patterns as fit, then one more of each.
     Guarantees: what fits is taken; what does not is refused at start, not when it is used.
     """
-    fits = [{"agent": f"a{i}", "detectors": {}} for i in range(OVERRIDES_MAX)]
+    change = {"detectors": {"rate": {"warn": 7}}}
+    fits = [{"agent": f"a{i}", **change} for i in range(OVERRIDES_MAX)]
     Config.model_validate({"policy": {"overrides": fits}})
     with pytest.raises(ValidationError, match="at most 60 items"):
         Config.model_validate({"policy": {"overrides": [*fits, fits[0]]}})
     lists = [[f"{i}-{j}" for j in range(64)] for i in range(PATTERNS_MAX // 64)]
-    full = [{"tenant": globs, "detectors": {}} for globs in lists]
+    full = [{"tenant": globs, **change} for globs in lists]
     Config.model_validate({"policy": {"overrides": full}})
-    more = [*full, {"tenant": ["*", "0-0"], "detectors": {}}]
+    more = [*full, {"tenant": ["*", "0-0"], **change}]
     with pytest.raises(ValidationError, match="513 different patterns of tenants in all, at most"):
         Config.model_validate({"policy": {"overrides": more}})
+
+
+SOUND_OVERRIDES = {
+    "an exception from a later one": [
+        {"tool": "run_sql"},
+        {"agent": "ci-*", "detectors": {"rate": {"warn": 9}}},
+    ],
+    "a wider one later": [
+        {"agent": "ci-1", "detectors": {"rate": {"warn": 9}}},
+        {"agent": "ci-*", "detectors": {"rate": {"warn": 8}}},
+    ],
+    "wider in one, narrower in another": [
+        {"agent": "ci-*", "tool": "run", "detectors": {"rate": {"warn": 9}}},
+        {"agent": "ci-1", "detectors": {"rate": {"warn": 8}}},
+    ],
+    "one of two patterns is left": [
+        {"agent": "a*", "detectors": {"rate": {"warn": 9}}},
+        {"agent": ["a1", "b1"], "detectors": {"rate": {"warn": 8}}},
+    ],
+    "a name that is not told": [
+        {"agent": "?*", "detectors": {"rate": {"warn": 9}}},
+        {"agent": "*", "detectors": {"rate": {"warn": 8}}},
+    ],
+}
+
+
+@pytest.mark.parametrize("overrides", SOUND_OVERRIDES.values(), ids=SOUND_OVERRIDES)
+def test_overrides_that_have_an_effect(overrides: list[dict[str, Any]]) -> None:
+    """
+    Scenario: an override that keeps calls at the ordinary limits which a later one would change;
+    overrides that share calls, of which each has some of its own.
+    Guarantees: they are taken.
+    """
+    listed = [{"detectors": {}, **override} for override in overrides]
+    Config.model_validate({"policy": {"overrides": listed}})

@@ -119,7 +119,7 @@ def test_a_new_replica_is_caught_by_its_service() -> None:
         span = calls.at(WARM_S + i, agent=f"new{i}", tool=f"drop{i}")
         verdict = one(rig, span, resource=service)
         assert verdict.types == ("risk",)
-        assert "used by no agent of this service" in (verdict.reason or "")
+        assert "a tool no agent of this service used" in (verdict.reason or "")
     evil = {"tool": "read_page", "arguments": text(url="https://evil.net")}
     verdict = one(rig, calls.at(WARM_S + 9, agent="other", **evil), resource=service)
     assert verdict.types == ("new_destination",)

@@ -16,7 +16,9 @@ from otel_anomaly.otlp import json as otlp_json
 from otel_anomaly.replay import Replay, replay_command
 from otel_anomaly.scoring import DETECTORS
 from tests.book_rigs import LOW_LIMITS, at
+from tests.habits import HOME, WARM_S, calm, text
 from tests.log_traffic import log_request, tool_record
+from tests.rig import Calls
 from tests.traffic import Agent, attributes, request
 
 if TYPE_CHECKING:
@@ -24,13 +26,16 @@ if TYPE_CHECKING:
 
     from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-ROW = ["detector", "skipped", "action", "score", "observed", "limit", "baseline", "window_s", "why"]
+ROW = [
+    *("detector", "skipped", "action", "score"),
+    *("observed", "limit", "baseline", "window_s", "why", "details"),
+]
 ALL: dict[str, Any] = {"rate": {"warn": 3, "block": 6}}
 """Every detector on its defaults, with a rate that a handful of calls reach."""
 WHY_SKIPPED = {
     "off": "switched off",
     "late": "the call is too late",
-    "learning": "too little is known of this agent",
+    "learning": "still learning",
     "no_entity": "nobody is known",
     "no_arguments": "the span carries no arguments",
     "not_told": "the telemetry does not say",
@@ -116,7 +121,8 @@ def test_every_detector_is_asked(tmp_path: Path) -> None:
     rate = explained.rows["rate"]
     assert (rate["observed"], rate["limit"], rate["window_s"]) == (4, 3, 60)
     assert rate["action"] == "warn"
-    assert rate["why"] == "rate: 4 calls in 60 s, limit 3"
+    assert rate["why"] == "4 calls in 60 s, limit 3"
+    assert rate["details"] == {"warn": 3, "block": 6}
 
 
 def test_below_its_limit(tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def test_below_its_limit(tmp_path: Path) -> None:
     """
     rate = Explained(tmp_path, spans()[1].span_id.hex(), request(spans())).rows["rate"]
     assert (rate["action"], rate["score"], rate["observed"], rate["limit"]) == ("allow", 0, 2, 3)
-    assert rate["why"] == "below the limit: 2 of 3"
+    assert rate["why"] == "2 calls in 60 s, warn from 3, block from 6"
 
 
 def test_a_signal_that_is_no_alarm(tmp_path: Path) -> None:
@@ -142,11 +148,12 @@ def test_a_signal_that_is_no_alarm(tmp_path: Path) -> None:
     rows = Explained(tmp_path, span.span_id.hex(), request([span]), **detectors).rows
     assert rows["off_hours"]["score"] > 0
     assert rows["off_hours"]["action"] == "allow"
-    assert rows["off_hours"]["why"].startswith("off_hours: ")
-    assert rows["off_hours"]["why"].endswith("; not enough for an alarm by itself")
+    assert rows["off_hours"]["why"].startswith("local hour ")
+    assert rows["off_hours"]["why"].endswith("; counts in risk, no alarm by itself")
     assert rows["risk"]["action"] == "allow"
     assert rows["risk"]["score"] > 0
-    assert "not enough for an alarm by itself" in rows["risk"]["why"]
+    assert rows["risk"]["why"].startswith("0.15 of 1, limit 0.9 (off_hours: local hour ")
+    assert rows["risk"]["why"].endswith("; no alarm")
 
 
 WHY_NOT = [
@@ -171,7 +178,7 @@ def test_why_a_detector_did_not_judge(
     """
     Scenario: a call that a detector cannot judge: it is off, it learns, nobody is known, the span
     carries no arguments or does not say, the tool is exempt.
-    Guarantees: its row names the reason, in a word and in words, and shows no number.
+    Guarantees: its row names the reason, in a word and in words, and shows no score.
     """
     span = said_by(**who)
     explained = Explained(tmp_path, span.span_id.hex(), request([span]), **sections)
@@ -180,7 +187,7 @@ def test_why_a_detector_did_not_judge(
     assert row["why"].startswith(WHY_SKIPPED[reason])
     table = Explained(tmp_path, span.span_id.hex(), request([span]), form="table", **sections)
     (line,) = (line for line in table.text.splitlines() if line.split()[:1] == [detector])
-    assert line.split()[1:7] == ["-"] * 6
+    assert line.split()[1:3] == ["-"] * 2
     assert line.endswith(row["why"])
 
 
@@ -216,9 +223,13 @@ def test_the_table(tmp_path: Path) -> None:
     span_id = calls[3].span_id.hex()
     explained = Explained(tmp_path, span_id, request(calls), form="table")
     assert explained.code == 0
-    first, verdict, blank, head, *rows = explained.text.split("\n")[:-1]
+    first, verdict, counted, blank, head, *rows = explained.text.split("\n")[:-1]
     assert first == f"span {span_id}, tool ?[2J??x??, agent support, session ?[2J??x??"
-    assert verdict == "verdict warn, score 0.67"
+    assert verdict == "verdict warn, score 0.67, learning"
+    assert counted == (
+        "counted by agent=gen_ai.agent.name, session=gen_ai.conversation.id, rate=session;"
+        " limits of detectors"
+    )
     assert blank == ""
     columns = ["detector", "said", "score", "observed", "limit", "usual", "window", "why"]
     assert head.split() == columns
@@ -229,8 +240,8 @@ def test_the_table(tmp_path: Path) -> None:
             place = head.index(f" {name}") + 1
             assert row[place - 1] == " "
             assert row[place] != " "
-    assert rows[0].split()[1:] == ["warn", "0.67", "4", "3", "0", "60", "s", *rows[0].split()[8:]]
-    assert rows[0].endswith("rate: 4 calls in 60 s, limit 3")
+    assert rows[0].split()[1:8] == ["warn", "0.67", "4", "3", "-", "60", "s"]
+    assert rows[0].endswith("  4 calls in 60 s, limit 3")
 
 
 def test_explaining_changes_nothing(tmp_path: Path) -> None:
@@ -364,3 +375,214 @@ def test_only_one_span_is_kept() -> None:
     Guarantees: it keeps no explanation.
     """
     assert Replay(Config(), calls=False, writer=None).explanation is None
+
+
+PAST = calm(Calls())
+"""A calm past of agent `a`: it is warm at defaults."""
+LATER = Calls()
+LATER.many(1000, 0)  # So that no id comes twice.
+
+
+def warm(folder: Path, *last: Span, **sections: Any) -> dict[str, dict[str, Any]]:
+    """What is said of the last call after a calm past."""
+    sections.setdefault("detectors", {})
+    return Explained(folder, last[-1].span_id.hex(), request([*PAST, *last]), **sections).rows
+
+
+def test_a_shift_below_its_limit(tmp_path: Path) -> None:
+    """
+    Scenario: a warm agent makes five calls within a second.
+    Guarantees: `rate_shift` tells both buckets with limits and what is usual, its row the nearer
+    of the two; explaining works the limit out for itself, for no bucket reached its floor.
+    """
+    past = [LATER.at(WARM_S + i) for i in range(-60, 0)]
+    last = [LATER.at(WARM_S + 0.1) for _ in range(5)]
+    row = warm(tmp_path, *past, *last)["rate_shift"]
+    assert (row["skipped"], row["score"], row["observed"]) == (None, 0, 5)
+    assert (row["limit"], row["baseline"], row["window_s"]) == (30, 1, 1)
+    assert row["why"] == (
+        "5 calls in this second, limit 30, usual 1; 5 calls in this minute, limit 120, usual 1"
+    )
+    second, minute = row["details"]["second"], row["details"]["minute"]
+    assert (second["calls"], second["limit"], second["usual"]) == (5, 30, 1)
+    assert (minute["calls"], minute["limit"], minute["min_calls"]) == (5, 120, 120)
+
+
+def test_a_shift_that_fires_tells_the_finding(tmp_path: Path) -> None:
+    """
+    Scenario: 40 calls in one second; the same agent under an override with a limit of its own.
+    Guarantees: the row has the numbers of the finding; the head says which override applied.
+    """
+    last = [LATER.at(WARM_S) for _ in range(40)]
+    row = warm(tmp_path, *last)["rate_shift"]
+    assert (row["action"], row["observed"], row["limit"], row["window_s"]) == ("pause", 40, 30, 1)
+    assert row["why"] == "40 calls in 1 s, limit 30, usual 0"
+    lax = {"agent": "a", "detectors": {"rate_shift": {"min_calls_second": 60}}}
+    other = {"agent": "b", "detectors": {"rate": {"warn": 5}}}
+    told = Explained(
+        tmp_path,
+        last[-1].span_id.hex(),
+        request([*PAST, *last]),
+        policy={"overrides": [other, lax]},
+    )
+    assert told.call["limits"] == "policy.overrides[1]"
+    assert told.rows["rate_shift"]["limit"] == 60
+    assert told.rows["rate_shift"]["action"] == "allow"
+
+
+def test_a_cold_agent_tells_how_far_it_is(tmp_path: Path) -> None:
+    """
+    Scenario: the ninth call of an agent, one every ten minutes.
+    Guarantees: whoever learns says how many calls and how long are known, of how many and how long;
+    `rate_shift` tells its ceiling and what it lacks.
+    """
+    agent = Agent("support", session="s-1")
+    calls = [agent.call(at(600 * i)) for i in range(9)]
+    rows = Explained(tmp_path, calls[-1].span_id.hex(), request(calls)).rows
+    words = "this agent 8 of 50 calls, 1 h 20 min of 1 h"
+    for detector in ("novelty", "frequency"):
+        assert rows[detector]["skipped"] == "learning"
+        assert words in rows[detector]["why"]
+        assert rows[detector]["details"]["learning"]["agent"] == {
+            "calls": 8,
+            "calls_needed": 50,
+            "seconds": 4800,
+            "seconds_needed": 3600,
+        }
+    shift = rows["rate_shift"]
+    assert shift["skipped"] == "learning"
+    assert "8 of 10 earlier calls" in shift["why"]
+    assert (shift["observed"], shift["limit"], shift["baseline"]) == (1, 6000, None)
+
+
+NOW: dict[str, Any] = {"tool": "db_query", "arguments": text(url=HOME, page=7)}
+"""A call like many before."""
+NO_PERSON = "personal 0, personal strong 0"
+KEPT_STILL = [
+    ("novelty", NOW, "a known tool: 20 calls so far", (20, None)),
+    ("burst", NOW, "1 call in 60 s, says nothing below 10, half its limit", (1, 20)),
+    (
+        "frequency",
+        NOW,
+        "this tool makes up 33.3 % of the agent's calls, rare below 1 %",
+        (pytest.approx(100 / 3), 1),
+    ),
+    (
+        "frequency",
+        {"tool": "new"},
+        "a tool never used before has no share: novelty speaks of it",
+        (None, 1),
+    ),
+    ("off_hours", NOW, "local hour 13, off hours 22 to 6 (UTC)", (13, None)),
+    ("risk", NOW, "none of novelty, burst, frequency, off_hours speaks", (0, 0.5)),
+    ("loop", NOW, "this call 1 time in 300 s, pause from 50; it carries no result", (1, 50)),
+    (
+        "loop",
+        {**NOW, "result": "ok"},
+        "this call 1 time in 300 s, warn from 10, pause from 50; it carries a result",
+        (1, 10),
+    ),
+    ("new_destination", NOW, "1 destination in the arguments, none of them new", (0, 1)),
+    ("credential_leak", NOW, "0 secrets in 3600 s, warn from 3", (0, 3)),
+    ("child_process", NOW, "the tool is none of those that start programs", (0, 1)),
+    ("data_exfiltration", NOW, "neither secrets nor personal data in the arguments", (0, 1)),
+    (
+        "data_exfiltration",
+        {**NOW, "arguments": text(key="AKIAIOSFODNN7EXAMPLE")},
+        f"secrets 1, {NO_PERSON}; too few, or none of 0 destinations is outside and no habit",
+        (0, 1),
+    ),
+    (
+        "credential_leak",
+        {**NOW, "arguments": text(key="AKIAIOSFODNN7EXAMPLE")},
+        "1 secret in 3600 s, 1 of them in this call, warn from 3",
+        (1, 3),
+    ),
+    ("unknown_connection", NOW, "off: no host is listed in allow", (None, None)),
+]
+
+
+@pytest.mark.parametrize(
+    ("detector", "call", "why", "numbers"),
+    KEPT_STILL,
+    ids=[f"{i}-{row[0]}" for i, row in enumerate(KEPT_STILL)],
+)
+def test_why_it_kept_still(
+    tmp_path: Path,
+    detector: str,
+    call: dict[str, Any],
+    why: str,
+    numbers: tuple[float | None, float | None],
+) -> None:
+    """
+    Scenario: a warm agent makes a call that the detector has nothing against.
+    Guarantees: it says what it observed, its limit, and in words why that is nothing.
+    """
+    row = warm(tmp_path, LATER.at(WARM_S, **call))[detector]
+    assert (row["action"], row["score"]) == ("allow", 0)
+    assert row["why"] == why
+    assert (row["observed"], row["limit"]) == numbers
+
+
+def test_the_rest_of_why_it_kept_still(tmp_path: Path) -> None:
+    """
+    Scenario: a host that is allowed, a credential that is the agent's own, a known program,
+    secrets in earlier calls but not in this one, off-hours that are never.
+    Guarantees: each says so.
+    """
+    sections = {
+        "detectors": {
+            "unknown_connection": {"allow": ["*.example.com"]},
+            "off_hours": {"start": 5, "end": 5},
+        },
+        "identity": {"owner": ["owner.id"]},
+    }
+    shell = {"tool": "bash", "arguments": text(command="ls")}
+    leak = [LATER.at(WARM_S - 9, arguments=text(key="AKIAIOSFODNN7EXAMPLE")) for _ in range(4)]
+    start = [LATER.at(WARM_S - 5, **shell)]
+    rows = warm(
+        tmp_path, *leak, *start, LATER.at(WARM_S, **shell, extra=[("owner.id", "a")]), **sections
+    )
+    said = {name: row["why"] for name, row in rows.items()}
+    assert said["child_process"] == "a program started before"
+    assert said["credential_leak"] == (
+        "4 secrets in 3600 s, 0 of them in this call, warn from 3,"
+        " told with a call that carries one"
+    )
+    assert said["identity_spoofing"] == "the credential presented belongs to the agent claimed"
+    assert said["off_hours"] == "off: start and end are the same hour, so no hour is in between"
+    assert said["unknown_connection"].endswith("no host beside the 1 allowed")
+
+
+def test_every_row_is_whole(tmp_path: Path) -> None:
+    """
+    Scenario: a call of nobody, of a new agent, of a warm one, one with arguments, and a loud one.
+    Guarantees: every detector has words; numbers are numbers or null, none of them infinite or not
+    a number; the table shows the same words.
+    """
+    loud = [LATER.at(WARM_S, **NOW, result="ok") for _ in range(60)]
+    for calls in ([said_by(name=None, session=None)], spans(1), [*PAST, LATER.at(WARM_S)], loud):
+        span_id = calls[-1].span_id.hex()
+        rows = Explained(tmp_path, span_id, request(calls)).rows
+        table = Explained(tmp_path, span_id, request(calls), form="table").text
+        for row in rows.values():
+            assert row["why"]
+            assert row["why"].isprintable()
+            assert row["why"] in table
+            json.loads(json.dumps(row), parse_constant=pytest.fail)
+
+
+def test_what_would_have_been_while_observing(tmp_path: Path) -> None:
+    """
+    Scenario: mode observe; a session over `block`.
+    Guarantees: the verdict is warn, and beside it stands what it is in mode enforce.
+    """
+    calls = spans(7)
+    sections = {"policy": {"mode": "observe"}}
+    told = Explained(tmp_path, calls[-1].span_id.hex(), request(calls), **sections)
+    assert (told.call["action"], told.call["would_be"]) == ("warn", "block")
+    assert told.rows["rate"]["action"] == "block"
+    table = Explained(
+        tmp_path, calls[-1].span_id.hex(), request(calls), form="table", **sections
+    ).text
+    assert "verdict warn (block in mode enforce), score 1.00" in table

@@ -132,7 +132,7 @@ def test_a_call_waits_its_time() -> None:
     assert rig.release(8) == 1
     (verdict,) = rig.verdicts()
     assert verdict is not None
-    assert verdict.identity == "agent=none (weak), session=trace (weak)"
+    assert verdict.identity == "agent=none (weak), session=trace (weak), rate=anon (weak)"
     assert rig.release(100) == 1
 
 
@@ -155,7 +155,7 @@ def test_the_same_as_if_the_ancestor_had_come_first() -> None:
     verdicts = [verdict for verdict in waiting.verdicts() if verdict is not None]
     assert [verdict.action for verdict in verdicts] == ["allow", "allow", "warn", "warn", "warn"]
     assert {verdict.identity for verdict in verdicts} == {
-        "agent=the agent above, session=another span of the trace"
+        "agent=the agent above, session=another span of the trace, rate=session"
     }
     assert waiting.count("moved") == 0
 
@@ -188,7 +188,7 @@ def test_without_holding_back_counts_move() -> None:
     rig = Held(hold="0s")
     rig.offer(silent(5))
     assert [v and v.identity for v in rig.verdicts()] == [
-        "agent=none (weak), session=trace (weak)"
+        "agent=none (weak), session=trace (weak), rate=anon (weak)"
     ] * 5
     rig.offer([above()], at_s=3)
     assert rig.count("moved") == 5

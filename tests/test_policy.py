@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from otel_anomaly import policy
 from otel_anomaly.config import Config
+from otel_anomaly.config.models import PolicyConfig
 from otel_anomaly.detectors.call import BATCH, POLLING
 from otel_anomaly.policy import (
     NAME_BYTES_MAX,
@@ -22,15 +22,17 @@ from otel_anomaly.policy import (
     starts_program,
     which_override,
 )
+from tests.naive_globs import naive_match
 from tests.sizes import scaled
 
 WHO = ("tenant", "agent", "tool")
 
 
 def overridden(*overrides: dict[str, Any], **others: Any) -> Config:
-    """A configuration of these overrides, which change nothing else."""
+    """A configuration of these overrides, not held against each other: only matching counts."""
     listed = [{"detectors": {}, **override} for override in overrides]
-    return Config.model_validate({"policy": {"overrides": listed, **others}})
+    policy = PolicyConfig.model_validate({"overrides": listed, **others})
+    return Config().model_copy(update={"policy": policy})
 
 
 def bits_of(table: np.ndarray, name: str, *, around: bytes = b"") -> np.int64:
@@ -45,18 +47,6 @@ def plan_of(config: Config, tenant: str = "", agent: str = "", tool: str = "") -
     patterns = compile_patterns(config)
     names = zip(patterns[:3], (tenant, agent, tool), strict=True)
     return int(which_override(*(bits_of(table, name) for table, name in names)))
-
-
-def naive_match(glob: str, name: str) -> bool:
-    """The same by the library."""
-    signs = {"*": ".*", "?": "."}
-    pattern = "".join(signs.get(sign, re.escape(folded(sign))) for sign in glob)
-    return re.fullmatch(pattern, folded(name), re.DOTALL) is not None
-
-
-def folded(text: str) -> str:
-    """ASCII letters in lower case."""
-    return "".join(sign.lower() if sign.isascii() else sign for sign in text)
 
 
 def naive_plan(config: Config, names: dict[str, str]) -> int:

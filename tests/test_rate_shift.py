@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otel_anomaly.config import RateShiftConfig
+from otel_anomaly.config.detectors import DetectorsConfig
 from otel_anomaly.detectors import rate_shift
 from otel_anomaly.detectors.finding import ALLOW, COLD, JUDGED, LATE, PAUSE, SECOND_NS, SIGN
+from otel_anomaly.scoring import make_limits
+from tests.rig import Calls, Rig
 from tests.sizes import scaled
 
 if TYPE_CHECKING:
@@ -316,3 +319,40 @@ def test_any_times_leave_sound_rings(times: list[int], *, busy: bool) -> None:
         assert agent.state["counts"].sum() <= 2 * number
     if times:
         assert agent.state["head"].tolist() == [max(times) // 10**9, max(times) // (60 * 10**9)]
+
+
+def test_tools_of_one_agent_may_have_limits_of_their_own() -> None:
+    """
+    Scenario: an agent's calm past; then a busy second of two tools in turn, one of which an
+    override gives another `k`; the ordinary one begins, or the other.
+    Guarantees: each call is held to the limit of its own tool, whichever came first in the second.
+    """
+    for turn in (("t", "slow"), ("slow", "t")):
+        lax = {"tool": "slow", "detectors": {"rate_shift": {"k": 119.0}}}
+        other = {"tool": "never", "detectors": {"rate": {"enabled": False}}}
+        rig, calls = Rig(rate={"warn": 0, "block": 0}, policy={"overrides": [lax, other]}), Calls()
+        rig.send(calls.many(20, START_S, 1))
+        spans = [calls.at(START_S + 20, tool=turn[i % 2]) for i in range(160)]
+        verdicts = rig.send(spans)
+        fired_from = {
+            tool: [i + 1 for i, v in enumerate(verdicts) if turn[i % 2] == tool and v.types]
+            for tool in turn
+        }
+        assert min(fired_from["t"]) in (30, 31)
+        assert min(fired_from["slow"]) in (120, 121)
+        assert len(fired_from["t"]) in (65, 66)
+
+
+def test_rules_are_numbered_by_what_they_are() -> None:
+    """
+    Scenario: overrides that change other detectors, the ceiling, the action, and `k`.
+    Guarantees: only another `k` is another rule: nothing is worked out anew for the others.
+    """
+    sections: list[dict[str, Any]] = [
+        {"rate": {"warn": 1}},
+        {"rate_shift": {"ceiling": 777, "action": "warn"}},
+        {"rate_shift": {"k": 4.0}},
+        {"rate_shift": {"k": 4.0, "ceiling": 999}},
+    ]
+    configs = [DetectorsConfig.model_validate(section) for section in ({}, *sections)]
+    assert make_limits(configs)["rate_shift"]["rules"].tolist() == [0, 0, 0, 3, 3]

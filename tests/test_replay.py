@@ -33,7 +33,7 @@ METRICS = b'{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"up"}]}]}]}
 WHO = {"tenant", "agent", "session", "user"}
 CALL_FIELDS = {
     *("trace_id", "span_id", "time", "signal", "tool", "arguments", "error", "action", "score"),
-    *("types", *WHO),
+    *("types", "identity", "would_be", *WHO),
 }
 SUMMARY_FIELDS = {
     *("spans", "tool_calls", "verdicts", "findings", "late", "duplicates", "folded"),
@@ -41,7 +41,7 @@ SUMMARY_FIELDS = {
 }
 FINDING_FIELDS = {
     *("time", "type", "action", "score", "observed", "limit", "baseline", "window_s", "entity"),
-    *("reason", "tool", "trace_id", "span_id", *WHO),
+    *("reason", "would_be", "tool", "trace_id", "span_id", *WHO),
 }
 HOSTILE = "\x1b[2J\r\nx\x07\u202e\u2028\x9b"
 
@@ -64,7 +64,8 @@ def run(files: Sequence[Path], **options: Any) -> Ran:
     """`otel-anomaly replay` with limits that a handful of calls reach."""
     stdout = options.setdefault("stdout", io.StringIO())
     given = {"out": None, "output_format": "json", "calls": True, "signal": Signal.TRACES}
-    config = Config.model_validate({"detectors": options.pop("detectors", LOW_LIMITS)})
+    sections = {"detectors": options.pop("detectors", LOW_LIMITS)}
+    config = Config.model_validate(sections | options.pop("sections", {}))
     code = replay_command(config, files, **(given | options))
     return Ran(code, stdout.getvalue() if isinstance(stdout, io.StringIO) else "")
 
@@ -116,8 +117,11 @@ def test_the_report(tmp_path: Path) -> None:
         "agent": "support",
         "session": "s-1",
         "user": "u-1",
+        "identity": "agent=gen_ai.agent.name, session=gen_ai.conversation.id, rate=session,"
+        " tenant=tenant.id, user=user.id",
         "error": True,
         "action": "warn",
+        "would_be": "warn",
         "score": calls[3]["score"],
         "types": ["rate"],
     }
@@ -127,6 +131,7 @@ def test_the_report(tmp_path: Path) -> None:
         "time": calls[2]["time"],
         "type": "rate",
         "action": "warn",
+        "would_be": "warn",
         "score": 0.5,
         "observed": 3.0,
         "limit": 3.0,
@@ -469,3 +474,24 @@ def test_times(time_ns: int, told: str) -> None:
     Guarantees: UTC to the nanosecond; what has no date of four digits is told as a number.
     """
     assert rfc3339(time_ns) == told
+
+
+def test_what_would_have_been_while_observing(tmp_path: Path) -> None:
+    """
+    Scenario: a session over `block`, with mode enforce and with observe.
+    Guarantees: while observing no action above warn is told, in calls, findings and the summary;
+    beside each stands what it would have been, which is what enforcing tells.
+    """
+    file, told = binary(tmp_path / "r.bin", five_calls()), {}
+    for mode in ("enforce", "observe"):
+        limits = LOW_LIMITS | {"rate": {"warn": 2, "block": 4}}
+        told[mode] = run([file], detectors=limits, sections={"policy": {"mode": mode}}).report
+    enforced, observed = told["enforce"], told["observe"]
+    assert observed["summary"]["verdicts"] == {"allow": 1, "warn": 4, "pause": 0, "block": 0}
+    assert enforced["summary"]["verdicts"] == {"allow": 1, "warn": 2, "pause": 0, "block": 2}
+    for kind in ("calls", "findings"):
+        assert {row["action"] for row in observed[kind]} <= {"allow", "warn"}
+        would_be = [row["would_be"] for row in observed[kind]]
+        assert would_be == [row["action"] for row in enforced[kind]]
+        assert would_be == [row["would_be"] for row in enforced[kind]]
+        assert would_be.count("block") == 2

@@ -35,7 +35,11 @@ def test_a_quiet_call() -> None:
             error=True,
             arguments=None,
             signal="traces",
+            identity="agent=gen_ai.agent.name, session=gen_ai.conversation.id, rate=session,"
+            " tenant=tenant.id, user=user.id",
             action="allow",
+            would_be="allow",
+            mode="active",
             score=0.0,
             types=(),
         )
@@ -58,6 +62,7 @@ def test_findings_of_two_detectors() -> None:
     assert by_rate == Finding(
         detector="rate",
         action="block",
+        would_be="block",
         score=1.0,
         observed=4.0,
         limit=4.0,
@@ -73,7 +78,7 @@ def test_findings_of_two_detectors() -> None:
     )
     assert (by_shift.observed, by_shift.limit, by_shift.window_s) == (4, 3, 60)
     assert by_shift.score == 1 - 3 / 8
-    assert by_shift.reason == "rate_shift: 4 calls in 60 s, limit 3, usual 0"
+    assert by_shift.reason == "rate_shift: 4 calls in 60 s, ceiling 3 whatever is usual"
 
 
 def test_a_reporter_keeps_nothing() -> None:
@@ -85,7 +90,7 @@ def test_a_reporter_keeps_nothing() -> None:
     agent, other = Agent("a", session="s"), Agent("b", session="o")
     rig.send(*(agent.call(at(0)) for _ in range(4)))
     rig.send(*(other.call(at(0)) for _ in range(2)))
-    assert rig.findings[-2].reason == "rate_shift: 4 calls in 60 s, limit 3, usual 0"
+    assert rig.findings[-2].reason == "rate_shift: 4 calls in 60 s, ceiling 3 whatever is usual"
     assert rig.findings[-1].reason == "rate: 2 calls in 60 s, limit 2"
 
 

@@ -54,7 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": CORE | {"verdict"},
     "episodes": CORE | {"report"},
     "recordings": {"handoff", "otlp"},
-    "explanation": CORE | {"processor", "report"},
+    "why_not": CORE,
+    "explanation": CORE | {"processor", "report", "why_not"},
     "replay": CORE | {"telemetry", "processor", "recordings", "report", "explanation"},
     "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation", "gathering"},
     "service": CORE
@@ -68,7 +69,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
-    | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"},
+    | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
+    | {"why_not"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},

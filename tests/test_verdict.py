@@ -13,8 +13,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_anomaly.detectors.finding import ACTIONS, ALLOW
-from otel_anomaly.entities.identity import FROM_SPAN
-from otel_anomaly.otlp.dialects import AGENT, RANKS_MAX, SESSION
+from otel_anomaly.entities.identity import FROM_SPAN, OF_SESSION
+from otel_anomaly.otlp.dialects import AGENT, RANKS_MAX, SESSION, TENANT, USER
 from otel_anomaly.scoring import CLAUSES, DETECTORS, PARTS_OF_RISK
 from otel_anomaly.state import FINDING, VERDICT
 from otel_anomaly.verdict import (
@@ -49,6 +49,11 @@ def test_a_plain_verdict() -> None:
     assert [v.mode for v in verdicts] == ["learning"] * 10 + ["active"] * 2
 
 
+BY_SESSION = "session=gen_ai.conversation.id, rate=session"
+BY_NOBODY = "session=trace (weak), rate=anon (weak)"
+BY_USER = "session=trace (weak), rate=user, tenant=tenant.id, user=user.id"
+
+
 def test_an_agent_unknown_has_nothing_to_learn() -> None:
     """
     Scenario: a call that names no agent; one whose agent is not learned, as its detector is off.
@@ -56,7 +61,7 @@ def test_an_agent_unknown_has_nothing_to_learn() -> None:
     is told.
     """
     plain = Verdict("allow", 0.0, "active")
-    nobody = plain._replace(identity="agent=none (weak), session=span")
+    nobody = plain._replace(identity=f"agent=none (weak), {BY_SESSION}")
     assert Rig().send([Calls().at(1000, agent=None)]) == [nobody]
     assert Rig(shift={"enabled": False}).send([Calls().at(1000)]) == [plain]
 
@@ -230,6 +235,7 @@ class Told:
         self.verdict["judged"], self.verdict["findings"] = 1, count
         for who in (AGENT, SESSION):
             self.verdict["person"]["source"][who] = FROM_SPAN
+        self.verdict["person"]["rate_kind"] = OF_SESSION
 
     def written(self, prefix: str) -> Verdict:
         """What stands on the span, and no more bytes than there is room for."""
@@ -257,15 +263,16 @@ def test_the_room_asked_for_is_enough(data: st.DataObject) -> None:
     Guarantees: never more bytes than are set aside; they parse, and say what they were made from.
     """
     keys = ["k" * 300] * data.draw(st.integers(1, 48))
-    texts = make_texts(LONGEST_PREFIX, all_signals=data.draw(st.booleans()), agent_keys=keys)
+    texts = make_texts(LONGEST_PREFIX, all_signals=data.draw(st.booleans()), keys=[keys] * 4)
     count = data.draw(st.integers(0, len(DETECTORS)))
     told = Told(texts, count)
     told.verdict["learning"] = data.draw(st.integers(0, 1))
     person = told.verdict["person"]
-    for who in (AGENT, SESSION):
+    for who in (TENANT, AGENT, SESSION, USER):
         person["source"][who] = data.draw(st.integers(0, 4))
+        person["order"][who] = data.draw(st.integers(0, 2)) * RANKS_MAX + len(keys) - 1
     person["session_kind"] = data.draw(st.integers(1, 7))
-    person["order"][AGENT] = data.draw(st.integers(0, 2)) * RANKS_MAX + len(keys) - 1
+    person["rate_kind"] = data.draw(st.integers(1, 7))
     for detector in range(count):
         told.findings[detector]["detector"] = detector
         sign = told.findings[detector]["sign"]
@@ -385,27 +392,37 @@ CONVERSATION = ("gen_ai.conversation.id", "s")
             {"agent": None},
             [],
             [("service.name", "r")],
-            "agent=service.name (weak), session=span",
+            f"agent=service.name (weak), {BY_SESSION}",
         ),
         (
             {"agent": None},
             [("gen_ai.agent.id", "7")],
             [("service.name", "r")],
-            "agent=service.name (weak), session=span",
+            f"agent=service.name (weak), {BY_SESSION}",
         ),
         (
             {"agent": None},
             [("gen_ai.agent.id", "7")],
             [],
-            "agent=none (weak), session=span",
+            f"agent=none (weak), {BY_SESSION}",
         ),
-        ({"agent": None}, [], [], "agent=none (weak), session=span"),
-        ({"session": None}, [], [], "agent=gen_ai.agent.name, session=trace (weak)"),
+        (
+            {"agent": None},
+            [],
+            [],
+            f"agent=none (weak), {BY_SESSION}",
+        ),
+        (
+            {"session": None},
+            [],
+            [],
+            f"agent=gen_ai.agent.name, {BY_NOBODY}",
+        ),
         (
             {"session": None, "agent": None, "user": "u"},
             [("agent.name", "x")],
             [],
-            "agent=agent.name, session=trace (weak)",
+            "agent=agent.name, session=trace (weak), rate=user, user=user.id",
         ),
     ],
 )
@@ -424,6 +441,64 @@ def test_which_key_was_used(
     assert verdict.identity == expected
 
 
+STRONG = "agent=gen_ai.agent.name, session=gen_ai.conversation.id"
+
+
+@pytest.mark.parametrize(
+    ("scope", "who", "resource", "expected"),
+    [
+        ("session", {"tenant": "t", "user": "u"}, [], None),
+        ("agent", {}, [], None),
+        ("user", {"user": "u"}, [], f"{STRONG}, rate=user, user=user.id"),
+        ("user", {}, [], f"{STRONG}, rate=anon (weak)"),
+        ("user", {"tenant": "t"}, [], f"{STRONG}, rate=tenant (weak), tenant=tenant.id"),
+        ("session", {}, [("service.namespace", "n")], f"{STRONG}, rate=session, {{weak}}"),
+        (
+            "session",
+            {"session": None, "tenant": "t", "user": "u"},
+            [],
+            f"agent=gen_ai.agent.name, {BY_USER}",
+        ),
+        (
+            "session",
+            {"session": None, "tenant": "t"},
+            [],
+            "agent=gen_ai.agent.name, session=trace (weak), rate=tenant (weak), tenant=tenant.id",
+        ),
+        (
+            "agent",
+            {"agent": None, "session": None},
+            [("service.name", "s")],
+            "agent=service.name (weak), session=trace (weak), rate=agent (weak)",
+        ),
+    ],
+)
+def test_what_each_part_was_counted_by(
+    scope: str, who: dict[str, Any], resource: list[tuple[str, str]], expected: str | None
+) -> None:
+    """
+    Scenario: `rate` adds up by session, agent or user, each told, not told, or by a weak key; the
+    tenant is told by the span, by a weak key of the resource.
+    Guarantees: silence where all that the call is judged by is told by the span; else what `rate`
+    counted by, and tenant and user where they are known, with their keys.
+    """
+    rig = Rig(rate={"scope": scope})
+    (verdict,) = rig.send([Calls().at(1000, **who)], resource=resource)
+    told = expected.format(weak="tenant=service.namespace (weak)") if expected else None
+    assert verdict.identity == told
+
+
+def test_keys_of_any_letters_are_told() -> None:
+    """
+    Scenario: the agent's key is long and holds letters beyond ASCII.
+    Guarantees: it is cut between two letters, so that the attribute is a valid string.
+    """
+    key = "a" + "\u00fc" * 60
+    rig = Rig(identity={"agent": [key], "weak": ["service.namespace"]})
+    (verdict,) = rig.send([Calls().at(1000, agent=None, session=None, extra=[(key, "x")])])
+    assert verdict.identity == f"agent={key[:48]}, session=trace (weak), rate=anon (weak)"
+
+
 def test_an_identity_that_was_borrowed() -> None:
     """
     Scenario: a call without agent and session below an agent that has both; a call elsewhere in the
@@ -439,8 +514,8 @@ def test_an_identity_that_was_borrowed() -> None:
     borrowed = "another span of the trace"
     told = [verdict.identity for verdict in rig.read() if verdict is not None]
     assert told == [
-        f"agent=the agent above, session={borrowed}",
-        f"agent={borrowed}, session={borrowed}",
+        f"agent=the agent above, session={borrowed}, rate=session",
+        f"agent={borrowed}, session={borrowed}, rate=session",
     ]
 
 

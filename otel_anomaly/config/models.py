@@ -93,8 +93,8 @@ class PolicyConfig(Section):
     """From findings to the verdict: the strongest action wins."""
 
     mode: Literal["enforce", "observe"] = "enforce"
-    """`enforce`: actions are written as decided. `observe`: nothing above warn is written; agents
-    learn by what was decided all the same."""
+    """`enforce`: actions are written as decided. `observe`: nothing above warn is written, counted
+    or told, verdicts and findings alike; agents learn by what was decided all the same."""
     max_clock_skew: Annotated[Duration, Field(le=30 * SECOND_NS)] = 10 * SECOND_NS
     """How far ahead of arrival a span may end; one further ahead is taken as ending at arrival."""
     polling_tools: Globs = ()
@@ -103,7 +103,8 @@ class PolicyConfig(Section):
     """Tools that are called in masses by nature: no burst. Patterns."""
     overrides: tuple[OverrideConfig, ...] = Field(default=(), max_length=OVERRIDES_MAX)
     """Other limits for some calls; of several that match, the first alone. An agent tells its own
-    name and its tools': a laxer override is safest with a tenant."""
+    name and its tools': a laxer override is safest with a tenant. One that never applies, or that
+    changes nothing, is refused."""
 
 
 class AnnotateConfig(Section):

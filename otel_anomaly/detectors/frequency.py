@@ -46,7 +46,7 @@ from otel_anomaly.kernels import Record, inlined
 __all__ = ["CLAUSES", "NAME", "PLAN", "SIGN", "make_plan", "score"]
 
 NAME: Final = "frequency"
-CLAUSES: Final = ("tool makes up {observed} % of its calls, limit {limit} %",)
+CLAUSES: Final = ("this tool makes up {observed} % of the agent's calls, rare below {limit} %",)
 SCORE: Final = 0.6
 
 PLAN = np.dtype([("enabled", "i8"), ("min_calls", "i8"), ("share", "f8")])

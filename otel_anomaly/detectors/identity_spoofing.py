@@ -36,7 +36,7 @@ from otel_anomaly.detectors.silence import silence
 from otel_anomaly.kernels import Record, inlined
 
 NAME: Final = "identity_spoofing"
-CLAUSES: Final = ("the agent it claims is not the owner of its credential",)
+CLAUSES: Final = ("the credential presented belongs to another than the agent claimed",)
 
 PLAN = np.dtype([("enabled", "i8"), ("action", "i8")])
 LIMIT = np.int64(1)

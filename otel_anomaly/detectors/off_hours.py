@@ -45,7 +45,7 @@ from otel_anomaly.kernels import Int, Record, inlined
 __all__ = ["CLAUSES", "NAME", "PLAN", "SIGN", "make_plan", "score"]
 
 NAME: Final = "off_hours"
-CLAUSES: Final = ("local hour {observed}, off hours from {limit} to {usual}",)
+CLAUSES: Final = ("local hour {observed}, off hours {limit} to {usual}",)
 HOUR_S: Final = 3600
 
 PLAN = np.dtype(

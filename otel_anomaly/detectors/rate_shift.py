@@ -26,6 +26,9 @@ such closed buckets and the agent `min_samples` earlier calls without an alarm; 
 cold and silent. When alarms leave fewer than `min_buckets`, the last limit stands until calm
 returns: an attack that lasts does not become normal.
 
+A limit is worked out once a bucket. Where overrides give the tools of one agent different rules, it
+is worked out anew for a call whose rules are others, so no tool is held to another's limit.
+
 The score is 1 - limit / (2 * observed): 0.5 at the limit, towards 1 above.
 
 What differs from the detector this replaces (Agent Assembly `BehaviorSpike`, mean + k * standard
@@ -48,7 +51,7 @@ normal sample); Montgomery, Introduction to Statistical Quality Control (c chart
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -68,6 +71,7 @@ _ACTION = {"warn": WARN, "pause": PAUSE, "block": BLOCK}
 PLAN = np.dtype(
     [
         ("enabled", "i8"),
+        ("rules", "i8"),  # The same in all plans whose limits are worked out alike.
         ("k", "f8"),
         ("ratio", "f8"),
         ("floor", "i8", (2,)),  # Of a second, of a minute.
@@ -82,6 +86,7 @@ STATE = np.dtype(
     [
         ("first_ns", "i8"),  # Of the first call; 0: none yet.
         ("samples", "i8"),  # Calls counted that raised no alarm, ever.
+        ("earlier", "i8", (2,)),  # The same when the open bucket began.
         ("head", "i8", (2,)),  # Number of the open bucket since 1970.
         ("flagged", "i8", (2,)),  # Bit a place: a verdict in that bucket reached pause.
         # For the open bucket; infinite: cold. Not above 0: not worked out yet, less the last one.
@@ -89,15 +94,27 @@ STATE = np.dtype(
         ("usual", "f4", (2,)),
         ("counts", "u2", (2, BUCKETS)),
         ("peaks", "u2", (BUCKETS,)),  # Place of a minute -> its busiest second.
+        ("rules", "u1", (2,)),  # By which the limit was worked out.
     ],
     align=True,
 )
-CLAUSES: Final = ("{observed} calls in {window} s, limit {limit}, usual {usual}",)
+CLAUSES: Final = (
+    "{observed} calls in {window} s, limit {limit}, usual {usual}",
+    "{observed} calls in {window} s, ceiling {limit} whatever is usual",
+)
+BY_PAST, BY_CEILING = np.arange(2)
 
 
-def make_plan(config: RateShiftConfig) -> np.ndarray:
-    """The configuration as the kernels read it: PLAN [1]."""
+def rules_of(config: RateShiftConfig) -> tuple[float, ...]:
+    """What a limit is worked out by: the rest of the section can differ from call to call."""
+    floors = config.min_calls_second, config.min_calls_minute
+    return (config.k, config.ratio, *floors, config.min_buckets, config.min_samples)
+
+
+def make_plan(config: RateShiftConfig, rules: int = 0) -> np.ndarray:
+    """The configuration as the kernels read it: PLAN [1]. `rules`: a number for `rules_of` it."""
     plan = np.zeros(1, PLAN)
+    plan["rules"] = rules
     plan["enabled"], plan["k"], plan["ratio"] = config.enabled, config.k, config.ratio
     plan["floor"] = config.min_calls_second, config.min_calls_minute
     plan["min_buckets"], plan["min_samples"] = config.min_buckets, config.min_samples
@@ -169,18 +186,44 @@ def _work_out(state: Record, which: Int, plan: Record) -> None:
     peaks = np.zeros(BUCKETS if which == 0 else 0, np.int64)
     for i in range(peaks.size):
         peaks[i] = state["peaks"][i]
-    # Calls of the open bucket are not yet past.
-    samples = state["samples"] - state["counts"][which, state["head"][which] % BUCKETS]
+    # Calls of the open bucket are not yet past; some may be taken back that were.
+    samples = min(state["earlier"][which], state["samples"])
+    state["rules"][which] = plan["rules"]
     if count < plan["min_buckets"] or samples < plan["min_samples"]:
-        if state["flagged"][which] != 0 and state["limit"][which] < 0.0:
-            # Alarms left too few, not youth: the last limit stands, or they would wear it out.
-            state["limit"][which] = -state["limit"][which]
+        if state["flagged"][which] != 0 and state["limit"][which] != 0.0:
+            # Alarms left too few, not youth: the last limit stands, by whatever rules, or they
+            # would wear it out.
+            state["limit"][which] = abs(state["limit"][which])
             return
         state["limit"][which], state["usual"][which] = np.inf, 0.0
         return
     state["limit"][which], state["usual"][which] = baseline(
         past, count, peaks, plan["k"], plan["ratio"], plan["floor"][which]
     )
+
+
+def held_against(state: Record, plan: Record, which: int, call: Record) -> dict[str, Any]:
+    """What the open bucket of a ring is held against, for people. Writes to `state`: give a copy.
+
+    `limit` and `usual` are None while the ring has no limit of its own.
+    """
+    span = (SECOND_NS, MINUTE_NS)[which]
+    head, first = int(state["head"][which]), int(state["first_ns"]) // span
+    if state["limit"][which] <= 0.0 or state["rules"][which] != plan["rules"]:
+        _work_out(state, np.int64(which), plan)
+    limit, bucket = float(state["limit"][which]), int(call["time_ns"]) // span
+    held = head - BUCKETS < bucket <= head
+    known = range(max(first, head - BUCKETS + 1), head)
+    alarmed = sum(int(state["flagged"][which]) >> n % BUCKETS & 1 for n in known)
+    ceiling = float(plan["ceiling"]) if which == 1 and plan["ceiling"] > 0 else np.inf
+    return {
+        "window_s": span / SECOND_NS,
+        "calls": int(state["counts"][which, bucket % BUCKETS]) * held + int(call["fresh"] != 0),
+        "limit": min(limit, ceiling) if min(limit, ceiling) < np.inf else None,
+        "usual": float(state["usual"][which]) if limit < np.inf else None,
+        "buckets": len(known) - alarmed,
+        "samples": int(min(state["earlier"][which], state["samples"])),
+    }
 
 
 @inlined
@@ -197,7 +240,7 @@ def _note_peak(state: Record) -> None:
 def _advance(state: Record, which: Int, bucket: Int) -> None:
     """Open a newer bucket of a ring; what was skipped was idle, and counts as 0."""
     passed = bucket - state["head"][which]
-    state["head"][which] = bucket
+    state["head"][which], state["earlier"][which] = bucket, state["samples"]
     if state["limit"][which] > 0.0:
         state["limit"][which] = -state["limit"][which]
     if passed >= BUCKETS:
@@ -226,10 +269,11 @@ def _judge_ring(
     count = np.int64(state["counts"][which, bucket % BUCKETS]) + (1 if fresh else 0)
     if count < plan["floor"][which]:
         return
-    if state["limit"][which] <= 0.0:
+    if state["limit"][which] <= 0.0 or state["rules"][which] != plan["rules"]:
         _work_out(state, which, plan)
-    limit = float(state["limit"][which])
+    limit, capped = float(state["limit"][which]), False
     if which == 1 and plan["ceiling"] > 0:
+        capped = limit > plan["ceiling"]
         limit = min(limit, float(plan["ceiling"]))
     sign["ratio"] = max(sign["ratio"], count / limit)
     if count < limit:
@@ -239,6 +283,7 @@ def _judge_ring(
         sign["score"], sign["action"] = score, plan["action"]
         sign["observed"], sign["limit"], sign["usual"] = count, limit, state["usual"][which]
         sign["window_s"] = 1.0 if which == 0 else 60.0
+        sign["variant"] = BY_CEILING if capped else BY_PAST
 
 
 @inlined
