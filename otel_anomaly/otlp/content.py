@@ -31,7 +31,7 @@ from otel_anomaly.kernels import (
     kernel,
     load1,
 )
-from otel_anomaly.otlp.characters import DIGIT, RUN, kind_at
+from otel_anomaly.otlp.characters import DIGIT, RUN, kind_at, lowest
 from otel_anomaly.otlp.found import (
     ACCOUNT,
     ASIDE,
@@ -111,7 +111,7 @@ def look(text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record
     before = found["secrets"]
     if may_be_path(text, at, end):
         _whole_path(text, at, end, plan, found)
-    elif may_be_host(text, at, min(end, at + _LABEL_MAX)):
+    elif may_be_host(text, at, end):
         bare_host(text, at, end, plan, found)
     mails = _sweep(text, at, end, hints, plan, found, before)
     found["personal"] += mails
@@ -131,8 +131,6 @@ def _whole_path(text: Array, at: Int, end: Int, plan: Record, found: Record) -> 
 
 _AT, _COLON, _EQUALS, _STOP, _MINUS, _W = (ord(mark) for mark in "@:=.-w")
 _UNKNOWN: Final = np.int64(-1)
-_LABEL_MAX: Final = 256
-"""Far behind the longest first label of a host: a long word is not read for the end of one."""
 _ALL: Final = (1 << BLOCK) - 1
 
 
@@ -202,7 +200,7 @@ def _read_runs(
     """
     if gaps == 0:
         return begin
-    head = _lowest(gaps)
+    head = lowest(gaps)
     if block + head - begin >= KEY_LEAST:
         _read_run(text, first, begin, block + head, seed, found, before)
     starts = gaps ^ _ALL
@@ -212,20 +210,14 @@ def _read_runs(
     starts &= starts >> 8
     starts = starts >> head << head
     if starts != 0:
-        start = _lowest(starts)
+        start = lowest(starts)
         if gaps >> start != 0:
-            stop = start + _lowest(gaps >> start)
+            stop = start + lowest(gaps >> start)
             _read_run(text, first, block + start, block + stop, seed, found, before)
     return block + bit_length(gaps)
 
 
 assert KEY_LEAST == BLOCK // 2, "what `_read_runs` counts on"
-
-
-@inlined
-def _lowest(bits: Int) -> Int:
-    """The place of the lowest bit of a number above 0."""
-    return bit_length(bits & -bits) - 1
 
 
 @kernel
@@ -250,7 +242,7 @@ def _private_keys(
     starts = starts & starts >> 2 & dashes >> 4 & _ALL
     starts &= ~(dashes >> 5) | 31 << (BLOCK - 5)
     while starts != 0:
-        find_private_key(text, block + _lowest(starts), end, seed, found, before)
+        find_private_key(text, block + lowest(starts), end, seed, found, before)
         starts &= starts - 1
 
 

@@ -36,8 +36,10 @@ from otel_anomaly.otlp.characters import (
     DIGIT,
     LETTER,
     WORD,
+    digits_end,
     kind_at,
     span_of,
+    word_end,
 )
 from otel_anomaly.otlp.check_digits import (
     IBAN_MAX,
@@ -86,10 +88,7 @@ def plain_number_end(text: Array, first: Int, at: Int, end: Int) -> Int:
     """
     if at > first and (kind_at(text, at - 1) & WORD != 0 or load1(text, at - 1) == 43):
         return np.int64(-1)
-    stop = at
-    limit = min(end, at + 8)
-    while stop < limit and kind_at(text, stop) & DIGIT != 0:
-        stop += 1
+    stop = digits_end(text, at, min(end, at + 8))
     if stop == end:
         return stop
     byte = load1(text, stop)
@@ -99,7 +98,7 @@ def plain_number_end(text: Array, first: Int, at: Int, end: Int) -> Int:
     return stop if ends else np.int64(-1)
 
 
-@kernel
+@inlined
 def find_number(
     text: Array, first: Int, last: Int, at: Int, hints: Int, seed: Int, found: Record
 ) -> Int:
@@ -110,16 +109,29 @@ def find_number(
     start = at
     while start > first and at - start < _TOKEN_MAX and kind_at(text, start - 1) & WORD != 0:
         start -= 1
-    stop = span_of(text, at, last, WORD)
+    stop = word_end(text, at, last)
     if start > first and kind_at(text, start - 1) & WORD != 0:
         return stop
-    if (
-        start < at
-        or kind_at(text, stop - 1) & DIGIT == 0
-        or (span_of(text, at, stop, DIGIT) < stop)
-    ):
-        return _coded(text, first, last, start, stop, seed, found)
-    return _grouped(text, first, last, start, hints, found)
+    if start < at or digits_end(text, at, stop) < stop:
+        if _may_be_coded(text, start, stop):
+            return _coded(text, first, last, start, stop, seed, found)
+        return stop
+    before = load1(text, at - 1) if at > first else np.int64(0)
+    if not _may_begin(text, first, last, at, stop, before):
+        return stop
+    return _grouped(text, first, last, at, before, hints, found)
+
+
+@inlined
+def _may_be_coded(text: Array, at: Int, stop: Int) -> bool:
+    """Whether a word of letters and digits has the length of a code, or the form of an IBAN."""
+    length = stop - at
+    if length == 9 or length == 16:
+        return True
+    if length > _TOKEN_MAX or length < 4:
+        return False
+    digits = kind_at(text, at + 2) & kind_at(text, at + 3) & DIGIT
+    return digits != 0 and kind_at(text, at) & LETTER != 0
 
 
 @kernel
@@ -190,15 +202,17 @@ def find_account(text: Array, at: Int, end: Int, seed: Int, found: Record) -> No
         _add_account(number, size, ACCOUNT | OUTSIDE, seed, found)
 
 
-@kernel
-def _may_begin(text: Array, first: Int, last: Int, at: Int, before: Int) -> bool:
-    """Whether the first two groups have the lengths of anything: most numbers end here."""
-    stop = span_of(text, at, min(last, at + LENGTH_MASK), DIGIT)
+@inlined
+def _may_begin(text: Array, first: Int, last: Int, at: Int, stop: Int, before: Int) -> bool:
+    """Whether the first two groups have the lengths of anything: most numbers end here.
+
+    The first group is [at, stop).
+    """
     following, sign = behind_sign(text, stop, last)
     length = stop - at
     if before == 43 or sign == 0:
         return before == 43 or length >= 9
-    second = span_of(text, following, min(last, following + LENGTH_MASK), DIGIT) - following
+    second = digits_end(text, following, last) - following
     if length >= 3:
         return length != 4 or second == 4 or second == 6 or load1(text, at) == 48
     if sign == BRACKET:
@@ -212,11 +226,10 @@ def _may_begin(text: Array, first: Int, last: Int, at: Int, before: Int) -> bool
 
 
 @kernel
-def _grouped(text: Array, first: Int, last: Int, at: Int, hints: Int, found: Record) -> Int:
+def _grouped(
+    text: Array, first: Int, last: Int, at: Int, before: Int, hints: Int, found: Record
+) -> Int:
     """Groups of digits from `at` on: adds what the first ones are; returns where to go on."""
-    before = load1(text, at - 1) if at > first else np.int64(0)
-    if not _may_begin(text, first, last, at, before):
-        return span_of(text, at, last, DIGIT)
     shape, signs, count, digits = read_groups(text, at, last)
     behind_first = at + (shape & LENGTH_MASK)
     if digits < _DIGITS_LEAST or count == 0:
