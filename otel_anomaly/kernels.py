@@ -160,6 +160,11 @@ def bit_length(bits: Int) -> Int:
     return int(bits).bit_length()
 
 
+def bit_count(bits: Int) -> Int:
+    """How many bits of a number, 0 or more, are set."""
+    return int(bits).bit_count()
+
+
 def fold(a: Int, b: Int) -> Int:
     """Multiply to 128 bits and xor the halves: the mixing step of wyhash.
 
@@ -283,6 +288,14 @@ def _bit_length(_context: Any, _bits: Any) -> Any:
 
 
 @intrinsic
+def _bit_count(_context: Any, _bits: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def _fold(_context: Any, _a: Any, _b: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         wide = ir.IntType(128)
@@ -390,6 +403,11 @@ def _between_compiled(_data: Any, _at: Any, _first: Any, _last: Any) -> Any:
 @overload(bit_length, strict=False)
 def _bit_length_compiled(_bits: Any) -> Any:
     return lambda _bits: _bit_length(_bits)
+
+
+@overload(bit_count, strict=False)
+def _bit_count_compiled(_bits: Any) -> Any:
+    return lambda _bits: _bit_count(_bits)
 
 
 @overload(fold, strict=False)

@@ -25,8 +25,8 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, borrow, copy_record, inlined, kernel
-from otel_anomaly.otlp.content import CONTENT_PLAN, FOUND, look, name_hints
+from otel_anomaly.kernels import Array, Int, Record, copy_record, inlined, kernel
+from otel_anomaly.otlp.content import CONTENT_PLAN, FOUND, is_plain, look, name_hints
 from otel_anomaly.otlp.hashing import hash_bytes, hash_text, hash_two, load_rest
 from otel_anomaly.otlp.json_text import BRACKET
 from otel_anomaly.otlp.programs import SEARCH
@@ -300,17 +300,18 @@ def take_number(value: Int, desk: Record, plan: Record) -> None:
     no_object(desk, plan)
 
 
-@kernel
+@inlined
 def take_text(
     text: Array, at: Int, end: Int, kind: Int, level: Int, desk: Record, plan: Record
 ) -> None:
     """A text of one of the kinds AS_STRING, AS_BYTES, AS_RAW; a string is decoded already."""
-    text = borrow(text)
     desk["value"] = hash_bytes(text, at, end - at, plan["seed"] ^ kind)
     no_object(desk, plan)
     if desk["looking"] != 0:
         desk["names_program"] = np.int64(end > at and kind != AS_BYTES)
-        look(text, at, end, desk["hints"][level], plan["content"], desk["found"])
+        hints = desk["hints"][level]
+        if hints != 0 or not is_plain(text, at, end):
+            look(text, at, end, hints, plan["content"], desk["found"])
     elif desk["meaning"][level] & IS_STATUS and level <= _FAILED_DEPTH and end - at == 5:
         spells_error = load_rest(text, at, np.int64(5)) | 0x2020202020 == 0x726F727265
         desk["failed"] |= np.int64(spells_error)

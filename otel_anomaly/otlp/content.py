@@ -26,7 +26,9 @@ from otel_anomaly.kernels import (
     Int,
     Record,
     between,
+    bit_count,
     bit_length,
+    borrow,
     inlined,
     kernel,
     load1,
@@ -59,7 +61,13 @@ from otel_anomaly.otlp.opaque import (
     secretive_name,
 )
 from otel_anomaly.otlp.paths import add_path, is_path, may_be_path
-from otel_anomaly.otlp.personal import find_account, find_number, plain_number_end
+from otel_anomaly.otlp.personal import (
+    CODE_LEAST,
+    DIGITS_LEAST,
+    find_account,
+    find_number,
+    plain_number_end,
+)
 from otel_anomaly.otlp.urls import add_server, bare_www, may_be_url, url
 
 __all__ = [
@@ -77,6 +85,7 @@ __all__ = [
     "PATH",
     "PUBLIC",
     "SECRETIVE",
+    "is_plain",
     "look",
     "make_content_plan",
     "name_hints",
@@ -96,12 +105,36 @@ def make_content_plan(seed: int, allow: Sequence[str] = (), inside: Sequence[str
     return plan
 
 
+_AT, _COLON, _EQUALS, _STOP, _MINUS, _W = (ord(mark) for mark in "@:=.-w")
+
+
 @inlined
+def is_plain(text: Array, at: Int, end: Int) -> bool:
+    """Whether a short value of no special name is so plain that `look` finds nothing in it.
+
+    No sign by which anything begins, too few digits for a number of somebody, and too short for a
+    key. Most values are.
+    """
+    length = end - at
+    if length >= KEY_LEAST or at + BLOCK > text.size:
+        return length == 0
+    inside = (np.int64(1) << length) - 1
+    signs = between(text, at, 46, 47) | between(text, at, _COLON, _COLON)  # ./:
+    signs |= between(text, at, _AT, _AT) | between(text, at, _EQUALS, _EQUALS)
+    signs |= between(text, at, 91, 92) | between(text, at, 126, 126)  # [\~
+    if signs & inside != 0:
+        return False
+    digits = between(text, at, 48, 57) & inside
+    return digits == 0 or (length < CODE_LEAST and bit_count(digits) < DIGITS_LEAST)
+
+
+@kernel
 def look(text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record) -> None:
     """Add to `found` what the string value in [at, end) holds.
 
     `hints`: what `name_hints` says of the member's name; 0 when it has none.
     """
+    text = borrow(text)
     while at < end and load1(text, at) <= 32:
         at += 1
     while end > at and load1(text, end - 1) <= 32:
@@ -129,7 +162,6 @@ def _whole_path(text: Array, at: Int, end: Int, plan: Record, found: Record) -> 
         add_path(text, at, end, np.int64(0), plan["seed"], found)
 
 
-_AT, _COLON, _EQUALS, _STOP, _MINUS, _W = (ord(mark) for mark in "@:=.-w")
 _UNKNOWN: Final = np.int64(-1)
 _ALL: Final = (1 << BLOCK) - 1
 

@@ -30,7 +30,17 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1
+from otel_anomaly.kernels import (
+    BLOCK,
+    Array,
+    Int,
+    Record,
+    between,
+    bit_count,
+    inlined,
+    kernel,
+    load1,
+)
 from otel_anomaly.otlp.characters import (
     ALNUM,
     DIGIT,
@@ -77,7 +87,10 @@ from otel_anomaly.otlp.opaque import CITIZEN
 from otel_anomaly.otlp.phones import phone_groups
 
 _TOKEN_MAX: Final = 40
-_DIGITS_LEAST: Final = 6
+DIGITS_LEAST: Final = 6
+"""Nothing written in groups of digits has fewer."""
+CODE_LEAST: Final = 9
+"""No code of letters and digits is shorter."""
 
 
 @inlined
@@ -117,16 +130,30 @@ def find_number(
             return _coded(text, first, last, start, stop, seed, found)
         return stop
     before = load1(text, at - 1) if at > first else np.int64(0)
-    if not _may_begin(text, first, last, at, stop, before):
+    if _few_digits(text, at) or not _may_begin(text, first, last, at, stop, before):
         return stop
     return _grouped(text, first, last, at, before, hints, found)
+
+
+@inlined
+def _few_digits(text: Array, at: Int) -> bool:
+    """Whether fewer digits than any number has stand here, with signs between them or without.
+
+    What stands behind the value may be counted as well: then the groups are read for nothing.
+    """
+    if at + BLOCK > text.size:
+        return False
+    digits = between(text, at, 48, 57)
+    near = digits | between(text, at, 45, 47) | between(text, at, 32, 32)  # -./ and blank
+    others = (near | between(text, at, 40, 41)) ^ ((1 << BLOCK) - 1)  # ()
+    return others != 0 and bit_count(digits & ((others & -others) - 1)) < DIGITS_LEAST
 
 
 @inlined
 def _may_be_coded(text: Array, at: Int, stop: Int) -> bool:
     """Whether a word of letters and digits has the length of a code, or the form of an IBAN."""
     length = stop - at
-    if length == 9 or length == 16:
+    if length == CODE_LEAST or length == 16:
         return True
     if length > _TOKEN_MAX or length < 4:
         return False
@@ -232,7 +259,7 @@ def _grouped(
     """Groups of digits from `at` on: adds what the first ones are; returns where to go on."""
     shape, signs, count, digits = read_groups(text, at, last)
     behind_first = at + (shape & LENGTH_MASK)
-    if digits < _DIGITS_LEAST or count == 0:
+    if digits < DIGITS_LEAST or count == 0:
         return span_of(text, at, last, WORD)
     if (before == DOT or before == 44) and at - 1 > first and kind_at(text, at - 2) & DIGIT != 0:
         return behind_first  # The rest of a longer number.
@@ -330,6 +357,6 @@ def _card_groups(text: Array, at: Int, shape: Int, signs: Int, count: Int) -> In
         ):
             return group + 1
         fours = fours and length == 4
-        if total > 19:
+        if total > 19 or not (fours or shape & LENGTH_MASK == 4):
             return 0
     return 0
