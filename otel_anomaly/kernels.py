@@ -148,7 +148,7 @@ BLOCK = 32
 def between(data: Array, at: Int, first: Int, last: Int) -> Int:
     """Which of the `BLOCK` bytes at `at` are `first` to `last`: bit i for the i-th of them.
 
-    Needs `at + BLOCK <= size`. Takes a few instructions, whatever the bytes are.
+    Needs `at + BLOCK <= size` and `first <= last`. A few instructions, whatever the bytes are.
     """
     block = data[at : at + BLOCK]
     bits = np.packbits((first <= block) & (block <= last), bitorder="little")

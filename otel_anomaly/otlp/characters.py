@@ -158,7 +158,7 @@ def digits_end(text: Array, at: Int, end: Int) -> Int:
         others = between(text, at, 48, 57) ^ _ALL
         if others != 0:
             return min(at + lowest(others), end)
-        at += BLOCK
+        at = min(at + BLOCK, end)
     return span_of(text, at, end, DIGIT)
 
 
@@ -169,7 +169,7 @@ def alnum_end(text: Array, at: Int, end: Int) -> Int:
         others = _alnum(text, at) ^ _ALL
         if others != 0:
             return min(at + lowest(others), end)
-        at += BLOCK
+        at = min(at + BLOCK, end)
     return span_of(text, at, end, ALNUM)
 
 
@@ -180,7 +180,7 @@ def word_end(text: Array, at: Int, end: Int) -> Int:
         others = (_alnum(text, at) | between(text, at, 95, 95)) ^ _ALL
         if others != 0:
             return min(at + lowest(others), end)
-        at += BLOCK
+        at = min(at + BLOCK, end)
     return span_of(text, at, end, WORD)
 
 
@@ -191,7 +191,7 @@ def label_end(text: Array, at: Int, end: Int) -> Int:
         labels = _alnum(text, at) | between(text, at, 45, 45) | between(text, at, 128, 255)
         if labels != _ALL:
             return min(at + lowest(labels ^ _ALL), end)
-        at += BLOCK
+        at = min(at + BLOCK, end)
     return span_of(text, at, end, ALNUM | DASH | HIGH)
 
 

@@ -35,7 +35,7 @@ def signs_of(signs: str) -> int:
     return int.from_bytes(signs.encode(), "little")
 
 
-@kernel
+@inlined
 def read_groups(text: Array, at: Int, end: Int) -> tuple[Int, Int, Int, Int]:
     """Groups of digits with a sign between them: (lengths, signs, how many, digits in all)."""
     shape, signs, count, digits = np.int64(0), np.int64(0), np.int64(0), np.int64(0)

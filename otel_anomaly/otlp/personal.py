@@ -89,6 +89,8 @@ from otel_anomaly.otlp.phones import phone_groups
 _TOKEN_MAX: Final = 40
 DIGITS_LEAST: Final = 6
 """Nothing written in groups of digits has fewer."""
+_CARD_LEAST: Final = 13
+"""Digits of the shortest card number."""
 CODE_LEAST: Final = 9
 """No code of letters and digits is shorter."""
 
@@ -271,7 +273,7 @@ def _grouped(
         used = phone_groups(text, at, shape, signs, count, plus, before == BRACKET)
         if used > 0:
             _count(found, 0)
-    return max(behind_first, behind_groups(text, at, last, used))
+    return max(behind_first, behind_groups(text, at, last, used)) if used > 0 else behind_first
 
 
 _SSN, _SSN_SIGNS = shape_of(3, 2, 4), signs_of("--")
@@ -283,7 +285,7 @@ _AMEX: Final = shape_of(4, 6)
 _PAIRS: Final = shape_of(2, 2, 2)
 
 
-@kernel
+@inlined
 def _strong_groups(
     text: Array, first: Int, last: Int, at: Int, shape: Int, signs: Int, count: Int, hints: Int
 ) -> Int:
@@ -339,7 +341,7 @@ def _spaced_nino(text: Array, first: Int, last: Int, at: Int) -> bool:
     return is_nino(text, at - 3, at, behind)
 
 
-@kernel
+@inlined
 def _card_groups(text: Array, at: Int, shape: Int, signs: Int, count: Int) -> Int:
     """How many groups make a card number: one, fours with a shorter last, or 4-6-5 and 4-6-4."""
     total = np.int64(0)
@@ -352,9 +354,8 @@ def _card_groups(text: Array, at: Int, shape: Int, signs: Int, count: Int) -> In
             return 0
         total += length
         amex = group == 2 and shape & 1023 == _AMEX and (length == 5 or length == 4)
-        if (group == 0 or amex or (fours and group >= 3 and length <= 4)) and (
-            is_card(text, at, total)
-        ):
+        may_end = group == 0 or amex or (fours and group >= 3 and length <= 4)
+        if may_end and total >= _CARD_LEAST and is_card(text, at, total):
             return group + 1
         fours = fours and length == 4
         if total > 19 or not (fours or shape & LENGTH_MASK == 4):
