@@ -438,7 +438,12 @@ def test_what_stands_around_a_value_makes_no_difference(seed: int) -> None:
         value = tangled(rng)
         name = rng.choice(["", "password", "iban", "bsn"])
         alone = look_at(value, name, PLAN)
-        for around in ((b"a1@", b"a1.com"), (b"http://x7", b"7"), (b"\xc3-----", b"\xa9 ")):
+        for around in (
+            (b"a1@", b"a1.com"),
+            (b"http://x7", b"7"),
+            (b"\xc3-----", b"\xa9 "),
+            (b"7" * 40, b"7-a.com@" * 8),  # A block of bytes more.
+        ):
             assert look_at(value, name, PLAN, around) == alone, value
         assert len(alone.destinations) <= DESTINATIONS_MAX
         assert alone.secrets <= 8
