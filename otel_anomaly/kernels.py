@@ -4,9 +4,10 @@ A kernel is a free function over arrays and numbers that numba compiles and that
 unchanged under `NUMBA_DISABLE_JIT=1`. All integers in kernels are signed 64 bit: numba makes a
 float of int64 + uint64, so hashes and sizes are int64 as well.
 
-The primitives (`load1`, `load8`, `fold`, `copy`, `prefetch`) are each written twice: as plain
-Python, which is their definition, and as the machine instruction. Compiled code does not check
-array bounds, and these never do: **the caller proves that what it asks for lies inside the array**.
+The primitives (`load1`, `load8`, `between`, `fold`, `copy`, `prefetch`) are each written twice: as
+plain Python, which is their definition, and as the machine instruction. Compiled code does not
+check array bounds, and these never do: **the caller proves that what it asks for lies inside the
+array**.
 
 The cache: numba keys compiled code by the file of the *calling* kernel, so a change in a callee,
 or in a constant from another module, would go unseen. We therefore name the cache folder after a
@@ -140,6 +141,30 @@ def load1(data: Array, at: Int) -> Int:
     return int(data[at])
 
 
+BLOCK = 32
+"""Bytes that `between` looks at: as many as one register of most machines holds."""
+
+
+def between(data: Array, at: Int, first: Int, last: Int) -> Int:
+    """Which of the `BLOCK` bytes at `at` are `first` to `last`: bit i for the i-th of them.
+
+    Needs `at + BLOCK <= size` and `first <= last`. A few instructions, whatever the bytes are.
+    """
+    block = data[at : at + BLOCK]
+    bits = np.packbits((first <= block) & (block <= last), bitorder="little")
+    return int.from_bytes(bits.tobytes(), "little")
+
+
+def bit_length(bits: Int) -> Int:
+    """How many bits a number, 0 or more, takes: one more than the place of its highest."""
+    return int(bits).bit_length()
+
+
+def bit_count(bits: Int) -> Int:
+    """How many bits of a number, 0 or more, are set."""
+    return int(bits).bit_count()
+
+
 def fold(a: Int, b: Int) -> Int:
     """Multiply to 128 bits and xor the halves: the mixing step of wyhash.
 
@@ -226,6 +251,48 @@ def _load1(_context: Any, data: Any, _at: Any) -> Any:
         return builder.zext(builder.load(builder.gep(array.data, [args[1]])), ir.IntType(64))
 
     return types.int64(data, types.intp), generate
+
+
+@intrinsic
+def _between(_context: Any, data: Any, _at: Any, _first: Any, _last: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        byte, block = ir.IntType(8), ir.VectorType(ir.IntType(8), BLOCK)
+        place = builder.gep(array.data, [args[1]])
+        values = builder.load(builder.bitcast(place, block.as_pointer()))
+        values.align = 1
+        first, last = (_repeated(builder, builder.trunc(limit, byte)) for limit in args[2:])
+        # Unsigned: what is below `first` wraps around and is above as well.
+        inside = builder.icmp_unsigned("<=", builder.sub(values, first), builder.sub(last, first))
+        return builder.zext(builder.bitcast(inside, ir.IntType(BLOCK)), ir.IntType(64))
+
+    return types.int64(data, types.intp, types.int64, types.int64), generate
+
+
+def _repeated(builder: Any, byte: Any) -> Any:
+    """A byte in each place of a block."""
+    block = ir.Constant(ir.VectorType(byte.type, BLOCK), ir.Undefined)
+    places = ir.Constant(ir.VectorType(ir.IntType(32), BLOCK), [0] * BLOCK)
+    return builder.shuffle_vector(
+        builder.insert_element(block, byte, ir.IntType(32)(0)), block, places
+    )
+
+
+@intrinsic
+def _bit_length(_context: Any, _bits: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        zeros = builder.ctlz(args[0], ir.IntType(1)(0))
+        return builder.sub(ir.IntType(64)(64), zeros)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _bit_count(_context: Any, _bits: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.int64(types.int64), generate
 
 
 @intrinsic
@@ -326,6 +393,21 @@ def _load8_compiled(_data: Any, _at: Any) -> Any:
 @overload(load1, strict=False)
 def _load1_compiled(_data: Any, _at: Any) -> Any:
     return lambda _data, _at: _load1(_data, _at)
+
+
+@overload(between, strict=False)
+def _between_compiled(_data: Any, _at: Any, _first: Any, _last: Any) -> Any:
+    return lambda _data, _at, _first, _last: _between(_data, _at, _first, _last)
+
+
+@overload(bit_length, strict=False)
+def _bit_length_compiled(_bits: Any) -> Any:
+    return lambda _bits: _bit_length(_bits)
+
+
+@overload(bit_count, strict=False)
+def _bit_count_compiled(_bits: Any) -> Any:
+    return lambda _bits: _bit_count(_bits)
 
 
 @overload(fold, strict=False)

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from otel_anomaly.kernels import BLOCK, Array, Int, kernel
 from otel_anomaly.otlp.content import (
     ACCOUNT,
     ASIDE,
@@ -18,6 +19,7 @@ from otel_anomaly.otlp.content import (
     OUTSIDE,
     PATH,
     PUBLIC,
+    is_plain,
     make_content_plan,
 )
 from tests import naive_content as naive
@@ -436,7 +438,12 @@ def test_what_stands_around_a_value_makes_no_difference(seed: int) -> None:
         value = tangled(rng)
         name = rng.choice(["", "password", "iban", "bsn"])
         alone = look_at(value, name, PLAN)
-        for around in ((b"a1@", b"a1.com"), (b"http://x7", b"7"), (b"\xc3-----", b"\xa9 ")):
+        for around in (
+            (b"a1@", b"a1.com"),
+            (b"http://x7", b"7"),
+            (b"\xc3-----", b"\xa9 "),
+            (b"7" * 40, b"7-a.com@" * 8),  # A block of bytes more.
+        ):
             assert look_at(value, name, PLAN, around) == alone, value
         assert len(alone.destinations) <= DESTINATIONS_MAX
         assert alone.secrets <= 8
@@ -480,3 +487,31 @@ def test_plan_names_the_entry() -> None:
         make_content_plan(SEED, inside=["10.0.0.1/8"])
     assert list(look_at("https://api.openai.com/").destinations.values()) == [OUT]
     assert np.all(make_content_plan(SEED)["allow"]["count"] == 0)
+
+
+@kernel
+def _is_plain(text: Array, end: Int) -> bool:
+    return is_plain(text, np.int64(0), end)
+
+
+@pytest.mark.parametrize("seed", range(scaled(100)))
+def test_plain_values_hold_nothing(seed: int) -> None:
+    """
+    Scenario: short values of digits, letters and signs, and short forms of everything looked for.
+    Guarantees: where one is told to be plain, looking at it finds nothing; words are plain.
+    """
+    rng = random.Random(seed)
+    alphabets = ("0123456789", "0123456789 -", "ab01Xx-_", "a1./:@=[~\\ ", "0123456789ABCXYZ")
+    forms = ("a@b.co", "b.com", "/etc/x", "~/a/b", "C:\\a\\b", "[::1]", "::1", "12345678Z",
+             "AB123456C", "AB 12 34 56 C", "X1234567L", "123-45-6789", "555-0123", "+4930123456",
+             "020 7946 0958", "www.a.org", "x=1", "10.0.0.7", "a:1")  # fmt: skip
+    for _ in range(20):
+        text = "".join(rng.choices(rng.choice(alphabets), k=rng.randrange(18)))
+        if rng.random() < 0.5:
+            text = rng.choice(("", " ", "a ", "-")) + rng.choice(forms) + rng.choice(("", " ", "-"))
+        data = np.frombuffer(text.encode() + b" " * BLOCK, np.uint8)
+        if _is_plain(data, np.int64(len(text))):
+            assert look_at(text) == ({}, 0, 0, 0, 0), text
+    for word in ("", "A17", "42", "in two days", "EUR", "snake_case", "a-b"):
+        data = np.frombuffer(word.encode() + b"@" * BLOCK, np.uint8)
+        assert _is_plain(data, np.int64(len(word)))

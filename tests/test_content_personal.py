@@ -20,6 +20,8 @@ def digits(rng: random.Random, count: int) -> str:
 def personal(text: str, name: str = "") -> tuple[int, int]:
     """(all, strong) of a text."""
     found = look_at(text, name)
+    for behind in (b'"' * 40, b"7" * 40):  # Where there is room, blocks of bytes are looked at.
+        assert look_at(text, name, around=(b"7", behind)) == found, text
     return found.personal, found.strong
 
 

@@ -61,6 +61,21 @@ def test_mixed_keys_equal_naive(seed: int) -> None:
     assert look_at(text).secrets == len(set(naive.key_matches(text))) == len(issuers)
 
 
+@pytest.mark.parametrize(
+    "secret",
+    ["-----BEGIN RSA PRIVATE KEY-----\nMIIEow", "AKIAIOSFODNN7EXAMPLE", "Bearer aB3dE5gH7jK9mN1pQ"],
+)
+def test_secret_at_any_place(secret: str) -> None:
+    """
+    Scenario: a secret behind 0 to 69 bytes, with little, much and nothing else behind it.
+    Guarantees: counted wherever it begins and ends, as text is looked at by blocks of bytes.
+    """
+    for place in range(70):
+        for behind in ("", " z", " and so on" * 8):
+            for before in ("x" * (place - 1) + " " * min(place, 1), ". " * (place // 2)):
+                assert look_at(before + secret + behind).secrets == 1, (place, before, behind)
+
+
 def test_nine_keys() -> None:
     """
     Scenario: twelve different keys in one value.

@@ -15,7 +15,11 @@ import pytest
 
 from otel_anomaly import kernels
 from otel_anomaly.kernels import (
+    BLOCK,
     Int,
+    between,
+    bit_count,
+    bit_length,
     borrow,
     copy,
     copy_record,
@@ -40,6 +44,21 @@ def _load8(data: np.ndarray, at: int) -> Int:
 @kernel
 def _load1(data: np.ndarray, at: int) -> Int:
     return load1(data, at)
+
+
+@kernel
+def _between(data: np.ndarray, at: int, first: int, last: int) -> Int:
+    return between(data, at, first, last)
+
+
+@kernel
+def _bit_length(bits: int) -> Int:
+    return bit_length(bits)
+
+
+@kernel
+def _bit_count(bits: int) -> Int:
+    return bit_count(bits)
 
 
 @kernel
@@ -92,6 +111,31 @@ def test_loads(*, writable: bool) -> None:
             expected = int.from_bytes(bytes(array[at : at + 8]), "little", signed=True)
             assert _load8(array, at) == load8(array, at) == expected
     assert _load8(data, data.size - 8) == -1
+
+
+@pytest.mark.parametrize("limits", [(48, 57), (0, 31), (128, 255), (64, 64), (0, 255)])
+def test_between(limits: tuple[int, int]) -> None:
+    """
+    Scenario: every place of random bytes, ranges at both edges, of one byte, and of all.
+    Guarantees: one bit a byte, the first lowest; compiled and Python agree, and look at no more.
+    """
+    first, last = limits
+    data = np.frombuffer(random.Random(4).randbytes(40) + bytes([0, 47, 48, 57, 58, 255]), np.uint8)
+    for at in range(data.size - BLOCK + 1):
+        block = data[at : at + BLOCK]
+        expected = sum(1 << i for i, byte in enumerate(block.tolist()) if first <= byte <= last)
+        assert _between(data, at, first, last) == between(data, at, first, last) == expected
+
+
+def test_bits() -> None:
+    """
+    Scenario: no bit, each single one, and random ones.
+    Guarantees: the place behind the highest, and how many there are; compiled and Python agree.
+    """
+    rng = random.Random(5)
+    for bits in (0, *(1 << i for i in range(63)), *(rng.getrandbits(63) for _ in range(50))):
+        assert _bit_length(bits) == bit_length(np.int64(bits)) == bits.bit_length()
+        assert _bit_count(bits) == bit_count(np.int64(bits)) == bits.bit_count()
 
 
 def test_fold() -> None:

@@ -16,6 +16,7 @@ from otel_anomaly.otlp.numbers import (
     hash_double,
     hash_int,
     read_number,
+    read_plain,
     shortest,
 )
 from tests.naive_arguments import canonical_number
@@ -34,6 +35,9 @@ def hash_of(text: str) -> int:
     scratch = np.zeros(len(text), np.uint8)
     value, after = read_number(data, 0, len(text), scratch, 0, SEED)
     assert after == len(text), text
+    plain, behind = read_plain(data, 0, len(text), SEED)
+    assert (plain, behind) == (value, after) or behind == -1, text
+    assert behind == after or not (text.isdigit() and 0 < int(text) < 10**DIGITS_MAX), text
     return int(value)
 
 

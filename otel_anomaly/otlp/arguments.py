@@ -51,6 +51,7 @@ from otel_anomaly.otlp.canonical import (
     begin,
     hash_mixed,
     hash_name,
+    hash_no_names,
     is_empty,
     take_literal,
     take_number,
@@ -133,7 +134,7 @@ def compile_arguments(
     for slot, name in enumerate(SLOTS):
         mean(name, (slot + 1) << SLOT_SHIFT)
     plan = np.zeros(1, ARGUMENT_PLAN)
-    plan["seed"] = seed
+    plan["seed"], plan["no_names"] = seed, hash_no_names(seed)
     plan["content"] = content
     for name, meaning in meanings.items():
         _enter(plan[0], hash_name(name, seed), meaning)

@@ -25,8 +25,8 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, borrow, copy_record, inlined, kernel
-from otel_anomaly.otlp.content import CONTENT_PLAN, FOUND, look, name_hints
+from otel_anomaly.kernels import Array, Int, Record, copy_record, inlined, kernel
+from otel_anomaly.otlp.content import CONTENT_PLAN, FOUND, is_plain, look, name_hints
 from otel_anomaly.otlp.hashing import hash_bytes, hash_text, hash_two, load_rest
 from otel_anomaly.otlp.json_text import BRACKET
 from otel_anomaly.otlp.programs import SEARCH
@@ -76,6 +76,7 @@ NO_PROGRAM: Final = np.int64(1 << 40)
 ARGUMENT_PLAN = np.dtype(
     [
         ("seed", "i8"),
+        ("no_names", "i8"),  # The hash of names of what has none.
         ("name", "i8", (KNOWN_NAMES,)),  # Open addressing by the low bits of the hash.
         ("meaning", "i8", (KNOWN_NAMES,)),
         ("nothing", FOUND),  # All zero.
@@ -173,7 +174,7 @@ def take_name(text: Array, at: Int, end: Int, level: Int, desk: Record, plan: Re
     return True
 
 
-@kernel
+@inlined
 def put(level: Int, start: Int, end: Int, desk: Record, plan: Record) -> None:
     """The value in `desk` belongs to the frame at `level`; it was read from [start, end)."""
     value, meaning = desk["value"], desk["meaning"][level]
@@ -183,8 +184,14 @@ def put(level: Int, start: Int, end: Int, desk: Record, plan: Record) -> None:
     elif meaning & desk["left_out"] == 0:
         desk["sum"][level] ^= hash_two(desk["member"][level], value, plan["seed"] ^ _MEMBER)
         desk["count"][level] += 1
-    if meaning == 0:
-        return
+    if meaning != 0:
+        _keep(level, start, end, desk)
+
+
+@kernel
+def _keep(level: Int, start: Int, end: Int, desk: Record) -> None:
+    """The value of a member whose name has a meaning: where it lies."""
+    meaning = desk["meaning"][level]
     if meaning & IS_PROGRAM and desk["names_program"] != 0:
         key = level << 8 | (meaning >> RANK_SHIFT) if level > 0 else NO_PROGRAM - 1
         if key < desk["program_key"]:
@@ -193,7 +200,7 @@ def put(level: Int, start: Int, end: Int, desk: Record, plan: Record) -> None:
     if slot >= 0 and level == 1:
         desk["slots"] |= np.int64(1) << slot
         desk["slot_at"][slot], desk["slot_end"][slot] = start, end
-        desk["slot_value"][slot], desk["slot_names"][slot] = value, desk["names"]
+        desk["slot_value"][slot], desk["slot_names"][slot] = desk["value"], desk["names"]
 
 
 @inlined
@@ -233,8 +240,18 @@ def close_frame(level: Int, desk: Record, plan: Record) -> bool:
 
 @kernel
 def _has_twins(first: Int, count: Int, desk: Record) -> bool:
-    """Whether two of the names are equal. Above some dozen, by a table: time stays linear."""
+    """Whether two of the names are equal. Above some dozen, by a table: time stays linear.
+
+    Of a few, mostly no two have the same last six bits.
+    """
     if count <= _PAIRWISE_MAX:
+        seen, twice = np.int64(0), np.int64(0)
+        for i in range(first, first + count):
+            bit = np.int64(1) << (desk["name"][i] & 63)
+            twice |= seen & bit
+            seen |= bit
+        if twice == 0:
+            return False
         for i in range(first + 1, first + count):
             for j in range(first, i):
                 if desk["name"][i] == desk["name"][j]:
@@ -261,7 +278,7 @@ def no_object(desk: Record, plan: Record) -> None:
 
     A tool of one argument gets it as plain text, be it `A17`, `42` or `{"a": `.
     """
-    desk["names"] = hash_two(_NO_OBJECT, np.int64(-1), plan["seed"] ^ _NAMES)
+    desk["names"] = plan["no_names"]
     desk["names_program"] = 0
 
 
@@ -283,17 +300,18 @@ def take_number(value: Int, desk: Record, plan: Record) -> None:
     no_object(desk, plan)
 
 
-@kernel
+@inlined
 def take_text(
     text: Array, at: Int, end: Int, kind: Int, level: Int, desk: Record, plan: Record
 ) -> None:
     """A text of one of the kinds AS_STRING, AS_BYTES, AS_RAW; a string is decoded already."""
-    text = borrow(text)
     desk["value"] = hash_bytes(text, at, end - at, plan["seed"] ^ kind)
     no_object(desk, plan)
     if desk["looking"] != 0:
         desk["names_program"] = np.int64(end > at and kind != AS_BYTES)
-        look(text, at, end, desk["hints"][level], plan["content"], desk["found"])
+        hints = desk["hints"][level]
+        if hints != 0 or not is_plain(text, at, end):
+            look(text, at, end, hints, plan["content"], desk["found"])
     elif desk["meaning"][level] & IS_STATUS and level <= _FAILED_DEPTH and end - at == 5:
         spells_error = load_rest(text, at, np.int64(5)) | 0x2020202020 == 0x726F727265
         desk["failed"] |= np.int64(spells_error)
@@ -316,6 +334,11 @@ def hash_mixed(one: Int, other: Int, desk: Record, plan: Record) -> Int:
     """Hash of two members at the top together, whatever stands beside them."""
     both = hash_two(desk["slot_value"][one], desk["slot_value"][other], plan["seed"] ^ _MEMBER)
     return hash_two(both, np.int64(2), plan["seed"] ^ _OBJECT)
+
+
+def hash_no_names(seed: int) -> int:
+    """The hash of names of what has none."""
+    return int(hash_two(_NO_OBJECT, np.int64(-1), seed ^ _NAMES))
 
 
 def hash_name(name: str, seed: int) -> int:

@@ -11,7 +11,17 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, fold, inlined, kernel, load1
+from otel_anomaly.kernels import (
+    BLOCK,
+    Array,
+    Int,
+    between,
+    bit_length,
+    fold,
+    inlined,
+    kernel,
+    load1,
+)
 from otel_anomaly.otlp.hashing import K2, load_rest
 
 (
@@ -130,3 +140,63 @@ def span_of(text: Array, at: Int, end: Int, kinds: Int) -> Int:
     while at < end and kind_at(text, at) & kinds != 0:
         at += 1
     return at
+
+
+_ALL: Final = (1 << BLOCK) - 1
+
+
+@inlined
+def lowest(bits: Int) -> Int:
+    """The place of the lowest bit of a number above 0."""
+    return bit_length(bits & -bits) - 1
+
+
+@inlined
+def digits_end(text: Array, at: Int, end: Int) -> Int:
+    """`span_of` digits, a block at a time."""
+    while at < end and at + BLOCK <= text.size:
+        others = between(text, at, 48, 57) ^ _ALL
+        if others != 0:
+            return min(at + lowest(others), end)
+        at = min(at + BLOCK, end)
+    return span_of(text, at, end, DIGIT)
+
+
+@inlined
+def alnum_end(text: Array, at: Int, end: Int) -> Int:
+    """`span_of` letters and digits, a block at a time."""
+    while at < end and at + BLOCK <= text.size:
+        others = _alnum(text, at) ^ _ALL
+        if others != 0:
+            return min(at + lowest(others), end)
+        at = min(at + BLOCK, end)
+    return span_of(text, at, end, ALNUM)
+
+
+@inlined
+def word_end(text: Array, at: Int, end: Int) -> Int:
+    """`span_of` letters, digits and underscores, a block at a time."""
+    while at < end and at + BLOCK <= text.size:
+        others = (_alnum(text, at) | between(text, at, 95, 95)) ^ _ALL
+        if others != 0:
+            return min(at + lowest(others), end)
+        at = min(at + BLOCK, end)
+    return span_of(text, at, end, WORD)
+
+
+@inlined
+def label_end(text: Array, at: Int, end: Int) -> Int:
+    """`span_of` what a label of a host is made of, a block at a time."""
+    while at < end and at + BLOCK <= text.size:
+        labels = _alnum(text, at) | between(text, at, 45, 45) | between(text, at, 128, 255)
+        if labels != _ALL:
+            return min(at + lowest(labels ^ _ALL), end)
+        at = min(at + BLOCK, end)
+    return span_of(text, at, end, ALNUM | DASH | HIGH)
+
+
+@inlined
+def _alnum(text: Array, at: Int) -> Int:
+    """Which bytes of a block are letters and digits."""
+    letters = between(text, at, 97, 122) | between(text, at, 65, 90)
+    return letters | between(text, at, 48, 57)

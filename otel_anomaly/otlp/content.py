@@ -1,17 +1,16 @@
 """What a string among the arguments of a call gives away: destinations, secrets, personal data.
 
-`look` is called for every string value, so ordinary text must cost next to nothing. It reads the
-value eight bytes at a time, adding up one table entry a byte. An entry holds four counters of four
-bits, none of which can run over:
+`look` is called for every string value, so ordinary text must cost next to nothing. It compares 32
+bytes at a time with what may begin something, one bit a byte:
 
-    bits 0-3     digits                            one: maybe a number of somebody
-    bits 4-7     bytes that keys are made of       all eight: maybe a long run of them
-    bits 8-11    dashes                            three: maybe a private key
-    bits 12-15   @ : = .                           one: maybe an address, a URL, an assignment
+    digits                          maybe a number of somebody
+    @ : = and . behind a w          maybe an address, a URL, an assignment
+    five dashes                     maybe a private key
+    bytes that keys are made of     in a long run: maybe a key
 
-Only where the sum reaches a limit are the eight bytes looked at one by one, each sign by the room
-that knows it: `urls`, `mails`, `keys`, `opaque`, `personal`, `paths`. Each of them says how far it
-read, and what is read is not read again, so time is linear in the length, whatever the text.
+Only where a bit is set is the byte looked at, by the room that knows the sign: `urls`, `mails`,
+`keys`, `opaque`, `personal`, `paths`. Each of them says how far it read, and what is read is not
+read again, so time is linear in the length, whatever the text.
 """
 
 from __future__ import annotations
@@ -21,14 +20,20 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1
-from otel_anomaly.otlp.characters import (
-    DASH,
-    DIGIT,
-    RUN,
-    kind_at,
-    span_of,
+from otel_anomaly.kernels import (
+    BLOCK,
+    Array,
+    Int,
+    Record,
+    between,
+    bit_count,
+    bit_length,
+    borrow,
+    inlined,
+    kernel,
+    load1,
 )
+from otel_anomaly.otlp.characters import DIGIT, RUN, kind_at, lowest
 from otel_anomaly.otlp.found import (
     ACCOUNT,
     ASIDE,
@@ -56,7 +61,13 @@ from otel_anomaly.otlp.opaque import (
     secretive_name,
 )
 from otel_anomaly.otlp.paths import add_path, is_path, may_be_path
-from otel_anomaly.otlp.personal import find_account, find_number, plain_number_end
+from otel_anomaly.otlp.personal import (
+    CODE_LEAST,
+    DIGITS_LEAST,
+    find_account,
+    find_number,
+    plain_number_end,
+)
 from otel_anomaly.otlp.urls import add_server, bare_www, may_be_url, url
 
 __all__ = [
@@ -74,6 +85,7 @@ __all__ = [
     "PATH",
     "PUBLIC",
     "SECRETIVE",
+    "is_plain",
     "look",
     "make_content_plan",
     "name_hints",
@@ -93,44 +105,27 @@ def make_content_plan(seed: int, allow: Sequence[str] = (), inside: Sequence[str
     return plan
 
 
-_MARKS: Final = b"@:=."
-
-
-def _counters() -> Array:
-    """Byte -> what it adds to the sum over eight bytes."""
-    counters = np.zeros(256, np.uint16)
-    for byte in range(256):
-        kind = kind_at(np.array([byte], np.uint8), 0)
-        counters[byte] |= 1 if kind & DIGIT else 0
-        counters[byte] |= 1 << 4 if kind & RUN else 0
-        counters[byte] |= 1 << 8 if kind & DASH else 0
-        counters[byte] |= 1 << 12 if byte in _MARKS else 0
-    return counters
-
-
-_COUNTERS: Final = _counters()
-# Each counter goes from 0 to 8; what is added here lifts it to 8 where it reaches its limit.
-_LIFT: Final = 8 - 1 | (8 - 8) << 4 | (8 - 3) << 8 | (8 - 1) << 12
-_REACHED: Final = 0x8888
-_REACHED_RUN: Final = 0x80
-_REACHED_DASHES: Final = 0x800
-_DIGIT: Final = 1
-_MARK: Final = 1 << 12
+_AT, _COLON, _EQUALS, _STOP, _MINUS, _W = (ord(mark) for mark in "@:=.-w")
 
 
 @inlined
-def _sum(text: Array, at: Int) -> Int:
-    """The counters of eight bytes. Needs `at + 8 <= size`."""
-    return (
-        load1(_COUNTERS, load1(text, at))
-        + load1(_COUNTERS, load1(text, at + 1))
-        + load1(_COUNTERS, load1(text, at + 2))
-        + load1(_COUNTERS, load1(text, at + 3))
-        + load1(_COUNTERS, load1(text, at + 4))
-        + load1(_COUNTERS, load1(text, at + 5))
-        + load1(_COUNTERS, load1(text, at + 6))
-        + load1(_COUNTERS, load1(text, at + 7))
-    )
+def is_plain(text: Array, at: Int, end: Int) -> bool:
+    """Whether a short value of no special name is so plain that `look` finds nothing in it.
+
+    No sign by which anything begins, too few digits for a number of somebody, and too short for a
+    key. Most values are.
+    """
+    length = end - at
+    if length >= KEY_LEAST or at + BLOCK > text.size:
+        return length == 0
+    inside = (np.int64(1) << length) - 1
+    signs = between(text, at, 46, 47) | between(text, at, _COLON, _COLON)  # ./:
+    signs |= between(text, at, _AT, _AT) | between(text, at, _EQUALS, _EQUALS)
+    signs |= between(text, at, 91, 92) | between(text, at, 126, 126)  # [\~
+    if signs & inside != 0:
+        return False
+    digits = between(text, at, 48, 57) & inside
+    return digits == 0 or (length < CODE_LEAST and bit_count(digits) < DIGITS_LEAST)
 
 
 @kernel
@@ -139,6 +134,7 @@ def look(text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record
 
     `hints`: what `name_hints` says of the member's name; 0 when it has none.
     """
+    text = borrow(text)
     while at < end and load1(text, at) <= 32:
         at += 1
     while end > at and load1(text, end - 1) <= 32:
@@ -166,56 +162,123 @@ def _whole_path(text: Array, at: Int, end: Int, plan: Record, found: Record) -> 
         add_path(text, at, end, np.int64(0), plan["seed"], found)
 
 
-_AT, _COLON, _STOP, _MINUS, _W = (ord(mark) for mark in "@:.-w")
 _UNKNOWN: Final = np.int64(-1)
+_ALL: Final = (1 << BLOCK) - 1
 
 
 @inlined
-def _lifted(text: Array, at: Int, end: Int) -> Int:
-    """The counters of up to eight bytes, lifted so that a set bit tells which one matters."""
-    if end - at == 8:
-        return _sum(text, at) + _LIFT
-    lifted = np.int64(_LIFT)
+def _digits_and_marks(text: Array, at: Int, end: Int) -> tuple[Int, Int]:
+    """Which of the bytes from `at` on are digits, and which are signs that may mean something.
+
+    A full stop does only behind a w. Bit i for the byte at `at + i`; none from `end` on.
+    """
+    digits, marks = np.int64(0), np.int64(0)
+    if at + BLOCK <= text.size:
+        digits = between(text, at, 48, 57)
+        behind_w = (between(text, at, _W, _W) | between(text, at, _W - 32, _W - 32)) << 1 | 1
+        marks = between(text, at, _AT, _AT) | between(text, at, _STOP, _STOP) & behind_w
+        marks |= between(text, at, _COLON, _COLON) | between(text, at, _EQUALS, _EQUALS)
+        if end - at < BLOCK:
+            inside = (np.int64(1) << (end - at)) - 1
+            digits, marks = digits & inside, marks & inside
+        return digits, marks
     for i in range(at, end):
-        lifted += load1(_COUNTERS, load1(text, i))
-    return lifted
+        byte, bit = load1(text, i), np.int64(1) << (i - at)
+        if 48 <= byte <= 57:
+            digits |= bit
+        elif byte == _AT or byte == _COLON or byte == _EQUALS or byte == _STOP:
+            marks |= bit
+    return digits, marks
 
 
 @inlined
-def _four(text: Array, at: Int) -> Int:
-    """The entries of four bytes, joined."""
-    return (
-        load1(_COUNTERS, load1(text, at))
-        | load1(_COUNTERS, load1(text, at + 1))
-        | load1(_COUNTERS, load1(text, at + 2))
-        | load1(_COUNTERS, load1(text, at + 3))
-    )
+def _dashes_and_gaps(text: Array, at: Int, end: Int) -> tuple[Int, Int]:
+    """Which of the bytes from `at` on are dashes, and which are no part of any key.
+
+    Bit i for the byte at `at + i`. What lies from `end` on is no part of a key, and no dash.
+    """
+    dashes, run = np.int64(0), np.int64(0)
+    if at + BLOCK <= text.size:
+        dashes = between(text, at, _MINUS, _MINUS)
+        run = between(text, at, 97, 122) | between(text, at, 65, 90) | between(text, at, 45, 57)
+        run |= between(text, at, 95, 95) | between(text, at, 43, 43) | between(text, at, 61, 61)
+        run |= between(text, at, 126, 126) | between(text, at, 36, 37)  # -./0-9 _ + = ~ $%
+        if end - at < BLOCK:
+            inside = (np.int64(1) << (end - at)) - 1
+            dashes, run = dashes & inside, run & inside
+        return dashes, run ^ _ALL
+    for i in range(at, end):
+        bit = np.int64(1) << (i - at)
+        dashes |= bit if load1(text, i) == _MINUS else np.int64(0)
+        run |= bit if kind_at(text, i) & RUN != 0 else np.int64(0)
+    return dashes, run ^ _ALL
+
+
+@inlined
+def _read_runs(
+    text: Array,
+    first: Int,
+    begin: Int,
+    block: Int,
+    gaps: Int,
+    seed: Int,
+    found: Record,
+    before: Int,
+) -> Int:
+    """Read the long runs of key-like bytes that end in a block; returns where the last begins.
+
+    `begin` is where the one begins that goes on from the block before. Between two gaps of one
+    block there is room for one long run.
+    """
+    if gaps == 0:
+        return begin
+    head = lowest(gaps)
+    if block + head - begin >= KEY_LEAST:
+        _read_run(text, first, begin, block + head, seed, found, before)
+    starts = gaps ^ _ALL
+    starts &= starts >> 1
+    starts &= starts >> 2
+    starts &= starts >> 4
+    starts &= starts >> 8
+    starts = starts >> head << head
+    if starts != 0:
+        start = lowest(starts)
+        if gaps >> start != 0:
+            stop = start + lowest(gaps >> start)
+            _read_run(text, first, block + start, block + stop, seed, found, before)
+    return block + bit_length(gaps)
+
+
+assert KEY_LEAST == BLOCK // 2, "what `_read_runs` counts on"
 
 
 @kernel
-def _run(text: Array, first: Int, end: Int, at: Int, seed: Int, found: Record, before: Int) -> Int:
-    """The run of key-like bytes around `at`: counts the keys in it, returns where it ends."""
-    begin = at
-    while begin > first and kind_at(text, begin - 1) & RUN != 0:
-        begin -= 1
-    stop = span_of(text, at, end, RUN)
-    if stop - begin >= KEY_LEAST:
-        find_bearer(text, first, begin, stop, seed, found, before)
-        find_keys(text, begin, stop, seed, found, before)
-    return stop
+def _read_run(
+    text: Array, first: Int, begin: Int, end: Int, seed: Int, found: Record, before: Int
+) -> None:
+    """Count the secrets in a long run of key-like bytes."""
+    find_bearer(text, first, begin, end, seed, found, before)
+    find_keys(text, begin, end, seed, found, before)
 
 
 @kernel
 def _private_keys(
-    text: Array, at: Int, stop: Int, end: Int, seed: Int, found: Record, before: Int
+    text: Array, block: Int, dashes: Int, end: Int, seed: Int, found: Record, before: Int
 ) -> None:
-    """Count the private keys whose first line begins in [at, stop)."""
-    for i in range(at, stop):
-        if load1(text, i) == _MINUS:
-            find_private_key(text, i, end, seed, found, before)
+    """Count the private keys whose first line begins in a block: five dashes, and no sixth.
+
+    The dashes may go on in the next block.
+    """
+    dashes |= np.int64(31) << BLOCK
+    starts = dashes & dashes >> 1
+    starts = starts & starts >> 2 & dashes >> 4 & _ALL
+    starts &= ~(dashes >> 5) | 31 << (BLOCK - 5)
+    while starts != 0:
+        find_private_key(text, block + lowest(starts), end, seed, found, before)
+        starts &= starts - 1
 
 
-@kernel
+@inlined
 def _sweep(
     text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record, before: Int
 ) -> Int:
@@ -223,32 +286,33 @@ def _sweep(
 
     What is cheap to rule out is ruled out here, what is left goes to the room that knows.
     """
-    # How far links, numbers, assignments and runs of key-like bytes are read.
-    link_end, number_end, value_end, run_end = at, at, at, at
+    # How far links, numbers and assignments are read, and where a run of key-like bytes begins.
+    link_end, number_end, value_end, run_begin = at, at, at, at
     mails, aside = np.int64(0), _UNKNOWN
     has_room = end - at >= KEY_LEAST
-    for word in range(at, end, 8):
-        stop = min(word + 8, end)
-        lifted = _lifted(text, word, stop)
-        if lifted & _REACHED == 0:
-            continue
-        if lifted & _REACHED_RUN != 0 and has_room and word >= run_end:
-            run_end = _run(text, at, end, word, plan["seed"], found, before)
-        if lifted & _REACHED_DASHES != 0 and has_room:
-            _private_keys(text, word, stop, end, plan["seed"], found, before)
-        i = word
-        while i < stop:
-            if stop - i >= 4 and _four(text, i) & (_DIGIT | _MARK) == 0:
-                i += 4
-                continue
-            byte = load1(text, i)
-            entry = load1(_COUNTERS, byte)
-            if entry & _DIGIT != 0:
+    seed = plan["seed"]
+    for block in range(at, end, BLOCK):
+        digits, marks = _digits_and_marks(text, block, end)
+        if has_room:
+            dashes, gaps = _dashes_and_gaps(text, block, end)
+            run_begin = _read_runs(text, at, run_begin, block, gaps, seed, found, before)
+            if dashes != 0:
+                _private_keys(text, block, dashes, end, seed, found, before)
+        while digits | marks != 0:
+            bit = (digits | marks) & -(digits | marks)
+            i = block + bit_length(bit) - 1
+            if digits & bit != 0:
                 if i >= number_end:
                     number_end = plain_number_end(text, at, i, end)
                     if number_end < 0:
-                        number_end = find_number(text, at, end, i, hints, plan["seed"], found)
-            elif byte == _STOP:
+                        number_end = find_number(text, at, end, i, hints, seed, found)
+                    number_end = max(number_end, i + 1)
+                read = min(number_end - block, BLOCK)
+                digits = digits >> read << read
+                continue
+            marks ^= bit
+            byte = load1(text, i)
+            if byte == _STOP:
                 if i >= link_end and i > at and load1(text, i - 1) | 32 == _W:
                     link_end = max(link_end, bare_www(text, at, i, end, plan, found))
             elif byte == _AT:
@@ -257,7 +321,7 @@ def _sweep(
                         aside = np.int64(0 if only_addresses(text, at, end) else ASIDE)
                     link_end, is_mail = mail(text, link_end, i, end, aside, plan, found)
                     mails += is_mail
-            elif entry & _MARK != 0:
+            else:
                 behind = i
                 if byte == _COLON and i >= link_end and may_be_url(text, at, i, end):
                     behind = url(text, at, i, end, plan, found, before)
@@ -265,8 +329,9 @@ def _sweep(
                     link_end, number_end = behind, max(number_end, behind)
                 else:
                     if byte == _COLON and i > at and kind_at(text, i - 1) & DIGIT != 0:
-                        find_bot_token(text, at, i, end, plan["seed"], found, before)
+                        find_bot_token(text, at, i, end, seed, found, before)
                     if i >= value_end and announces(text, at, i):
-                        value_end = find_assigned(text, at, i, end, plan["seed"], found, before)
-            i += 1
+                        value_end = find_assigned(text, at, i, end, seed, found, before)
+    if has_room and end - run_begin >= KEY_LEAST:
+        _read_run(text, at, run_begin, end, seed, found, before)
     return mails if aside == ASIDE else np.int64(0)

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from otel_anomaly.kernels import Array, Int, inlined, kernel, load1
-from otel_anomaly.otlp.characters import DIGIT, WORD, kind_at, span_of
+from otel_anomaly.otlp.characters import DIGIT, WORD, digits_end, kind_at, span_of
 from otel_anomaly.otlp.check_digits import next_digit
 
 _GROUPS_MAX: Final = 8
@@ -35,12 +35,12 @@ def signs_of(signs: str) -> int:
     return int.from_bytes(signs.encode(), "little")
 
 
-@kernel
+@inlined
 def read_groups(text: Array, at: Int, end: Int) -> tuple[Int, Int, Int, Int]:
     """Groups of digits with a sign between them: (lengths, signs, how many, digits in all)."""
     shape, signs, count, digits = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     while True:
-        stop = span_of(text, at, min(end, at + LENGTH_MASK), DIGIT)
+        stop = digits_end(text, at, min(end, at + LENGTH_MASK))
         if stop < end and kind_at(text, stop) & WORD != 0:
             break  # A word, or a longer number than any.
         shape |= (stop - at) << LENGTH_BITS * count
@@ -54,7 +54,7 @@ def read_groups(text: Array, at: Int, end: Int) -> tuple[Int, Int, Int, Int]:
     return shape, signs, count, digits
 
 
-@kernel
+@inlined
 def behind_sign(text: Array, at: Int, end: Int) -> tuple[Int, Int]:
     """(where the next group begins, the sign before it): one sign, or up to three with a bracket.
 

@@ -1,8 +1,8 @@
 """JSON text (RFC 8259) byte by byte: white space, strings, escapes.
 
-A string without a backslash is read where it lies: eight bytes at a time are searched for what
-ends it. One with escapes is decoded into a scratch array, never to more bytes than it had. What
-is not strict JSON (a control character in a string, half of a surrogate pair) is broken.
+A string without a backslash is read where it lies: a block of bytes at a time is searched for what
+ends it. One with escapes is decoded into a scratch array, never to more bytes than it had. What is
+not strict JSON (a control character in a string, half of a surrogate pair) is broken.
 
 The bytes are UTF-8 already: every string of a request is checked when it is scanned.
 """
@@ -13,21 +13,29 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, borrow, copy, inlined, kernel, load1, load8
+from otel_anomaly.kernels import (
+    BLOCK,
+    Array,
+    Int,
+    between,
+    bit_length,
+    borrow,
+    copy,
+    inlined,
+    kernel,
+    load1,
+)
 
 QUOTE, BACKSLASH, COMMA, COLON = 34, 92, 44, 58
 BRACKET, BRACE = np.int64(91), np.int64(123)
 """What opens an array, an object. Either is closed by the byte two above."""
 
-_ONES: Final = 0x0101010101010101
-_HIGH_BITS: Final = -0x7F7F7F7F7F7F7F80
-_QUOTES: Final = QUOTE * _ONES
-_BACKSLASHES: Final = BACKSLASH * _ONES
-_SPACES: Final = 32 * _ONES
-
 _ESCAPED: Final = np.zeros(128, np.int64)
 for _letter, _byte in zip(b'"\\/bfnrt', b'"\\/\b\f\n\r\t', strict=True):
     _ESCAPED[_letter] = _byte
+_HEX: Final = np.full(256, -1, np.int64)
+for _value, _byte in enumerate(b"0123456789abcdef"):
+    _HEX[_byte] = _HEX[ord(chr(_byte).upper())] = _value
 
 
 @inlined
@@ -56,19 +64,14 @@ def skip_space(data: Array, at: Int, end: Int) -> Int:
 def plain_until(data: Array, at: Int, end: Int) -> Int:
     """The first quote, backslash or control character from `at` on, or `end`.
 
-    The subtractions borrow only out of a byte that is searched for, so the lowest mark is true.
     May look at bytes behind `end`, inside the array, and then forgets what it saw there.
     """
-    while at < end and at + 8 <= data.size:
-        word = load8(data, at)
-        quotes, slashes = word ^ _QUOTES, word ^ _BACKSLASHES
-        marks = (quotes - _ONES) & ~quotes | (slashes - _ONES) & ~slashes
-        marks = (marks | (word - _SPACES) & ~word) & _HIGH_BITS
-        if marks != 0:
-            before = ((marks & -marks) - 1) & _ONES
-            found = at + ((before * _ONES >> 56) & 15) - 1
-            return min(found, end)
-        at += 8
+    while at < end and at + BLOCK <= data.size:
+        stops = between(data, at, 0, 31) | between(data, at, QUOTE, QUOTE)
+        stops |= between(data, at, BACKSLASH, BACKSLASH)
+        if stops != 0:
+            return min(at + bit_length(stops & -stops) - 1, end)
+        at += BLOCK
     while at < end:
         byte = load1(data, at)
         if byte == QUOTE or byte == BACKSLASH or byte < 32:
@@ -102,8 +105,9 @@ def _read_escaped(
     data, scratch = borrow(data), borrow(scratch)
     put = room
     while True:
-        copy(scratch, put, data, start, at - start)
-        put += at - start
+        if at > start:
+            copy(scratch, put, data, start, at - start)
+            put += at - start
         if at < end and load1(data, at) == QUOTE:
             return at + 1, room, put, True
         if at >= end or load1(data, at) != BACKSLASH:
@@ -112,7 +116,8 @@ def _read_escaped(
         if at < 0:
             return np.int64(-1), room, room, True
         start = at
-        at = plain_until(data, at, end)
+        if at < end and load1(data, at) != BACKSLASH:
+            at = plain_until(data, at, end)
 
 
 @inlined
@@ -134,22 +139,14 @@ def _hex4(data: Array, at: Int, end: Int) -> Int:
     """The number that four hexadecimal digits spell, or -1."""
     if end - at < 4:
         return np.int64(-1)
-    value = np.int64(0)
-    for i in range(4):
-        byte = load1(data, at + i)
-        if 48 <= byte <= 57:
-            value = value << 4 | (byte - 48)
-        elif 97 <= byte | 32 <= 102:
-            value = value << 4 | ((byte | 32) - 87)
-        else:
-            return np.int64(-1)
-    return value
+    high = _HEX[load1(data, at)] << 12 | _HEX[load1(data, at + 1)] << 8
+    value = high | _HEX[load1(data, at + 2)] << 4 | _HEX[load1(data, at + 3)]
+    return value if value >= 0 else np.int64(-1)
 
 
-@kernel
+@inlined
 def _unescape_unicode(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
     """`_unescape` behind a \\u: one character, or two halves of one, as UTF-8."""
-    data, scratch = borrow(data), borrow(scratch)
     code = _hex4(data, at, end)
     at += 4
     if 0xD800 <= code <= 0xDBFF and end - at >= 6:
@@ -164,10 +161,9 @@ def _unescape_unicode(data: Array, at: Int, end: Int, scratch: Array, put: Int) 
     return at, write_utf8(scratch, put, code)
 
 
-@kernel
+@inlined
 def write_utf8(scratch: Array, put: Int, code: Int) -> Int:
     """Write a character as UTF-8; returns where the text goes on."""
-    scratch = borrow(scratch)
     if code < 0x80:
         scratch[put] = code
         return put + 1

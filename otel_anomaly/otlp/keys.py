@@ -30,6 +30,7 @@ from otel_anomaly.otlp.characters import (
     UPPER,
     URL_SAFE,
     WORD,
+    alnum_end,
     kind_at,
     span_of,
 )
@@ -170,6 +171,10 @@ _FIRST: Final = np.array(
     [sum(ord(form.prefix[0]) < byte for form in _ORDERED) for byte in range(257)], np.int64
 )
 """Byte -> where the forms that begin with it begin in the table."""
+_SECONDS: Final = np.zeros(256, np.uint32)
+"""Byte -> the last five bits of what follows it in a form: most words end here."""
+for _form in _FORMS:
+    _SECONDS[ord(_form.prefix[0])] |= np.uint32(1 << (ord(_form.prefix[1]) & 31))
 
 
 @kernel
@@ -183,14 +188,16 @@ def find_keys(text: Array, at: Int, end: Int, seed: Int, found: Record, before: 
                 add_secret(found, range_hash(text, at - 5, stop, seed), before)
             at += 1
             continue
-        stop = _formed(text, at, end)
+        stop = np.int64(-1)
+        if load1(_SECONDS, load1(text, at)) >> (load1(text, at + 1) & 31) & 1 != 0:
+            stop = _formed(text, at, end)
         if stop < 0 and at >= jwt_from and load_rest(text, at, 3) == _EYJ:
             stop, jwt_from = _web_token(text, at, end)
         if stop > 0:
             add_secret(found, range_hash(text, at, stop, seed), before)
             at = stop
         else:
-            at = span_of(text, at, end, ALNUM)
+            at = alnum_end(text, at, end)
 
 
 @kernel

@@ -32,6 +32,7 @@ from otel_anomaly.otlp.characters import (
     UNDERSCORE,
     holds,
     kind_at,
+    label_end,
     lower_at,
     packed,
     span_of,
@@ -86,8 +87,7 @@ def may_be_mail(text: Array, low: Int, at: Int, end: Int) -> bool:
 @inlined
 def may_be_host(text: Array, at: Int, end: Int) -> bool:
     """Whether a value begins with what can be the first label of a host."""
-    while at < end and kind_at(text, at) & (ALNUM | DASH | HIGH) != 0:
-        at += 1
+    at = label_end(text, at, end)
     return at < end and (load1(text, at) == 46 or load1(text, at) == 58 or load1(text, at) == 91)
 
 

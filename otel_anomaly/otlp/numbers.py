@@ -109,6 +109,29 @@ def _hash_digits(data: Array, at: Int, count: Int, scratch: Array, room: Int, se
     return hash_bytes(scratch, room, count, seed ^ _LONG)
 
 
+@inlined
+def read_plain(data: Array, at: Int, end: Int, seed: Int) -> tuple[Int, Int]:
+    """`read_number` of most numbers: up to 18 digits and nothing else. Next is -1 for others."""
+    start, mantissa, zeros = at, np.int64(0), np.int64(0)
+    limit = min(end, at + DIGITS_MAX)
+    while at < limit:
+        digit = load1(data, at) - 48
+        if digit < 0 or digit > 9:
+            break
+        mantissa = mantissa * 10 + digit
+        at += 1
+    if at == start or load1(data, start) == 48:
+        return np.int64(0), np.int64(-1)
+    if at < end:
+        byte = load1(data, at)
+        if byte == 46 or byte | 32 == 101 or 48 <= byte <= 57:
+            return np.int64(0), np.int64(-1)
+    while mantissa % 10 == 0:
+        mantissa //= 10
+        zeros += 1
+    return hash_decimal(mantissa, zeros, seed), at
+
+
 @kernel
 def read_number(
     data: Array, at: Int, end: Int, scratch: Array, room: Int, seed: Int

@@ -16,6 +16,7 @@ Blind to: a pass phrase of several words, a short or a simple password.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import log2
 from typing import Final
 
@@ -110,6 +111,18 @@ _FIRST: Final = np.array(
 )
 """Last letter -> where the words that end with it begin in the table."""
 
+
+def _endings(words: Iterable[str]) -> Array:
+    """The last two letters of a word, five bits each -> the letters that may stand before them."""
+    before = np.zeros(1 << 2 * _LETTER_BITS, np.uint32)
+    for word in words:
+        before[_spelt(word[-2:])] |= np.uint32(1 << _spelt(word[-3]))
+    return before
+
+
+_BEFORE_LAST: Final = _endings([*_WORDS, *_ENDS])
+_TWO: Final = (1 << 2 * _LETTER_BITS) - 1
+
 # A token that says where a list goes on is opaque, and no secret: the last letters before it.
 _CURSOR_WORDS: Final = """
 page next nuation ination ontinue sync resume cursor delta skip marker llation
@@ -132,7 +145,11 @@ def name_hints(text: Array, at: Int, end: Int) -> Int:
     while at < end:
         if kind_at(text, at) & LETTER != 0:
             letter = load1(text, at) & 31
-            letters = (letters << _LETTER_BITS | letter) & _KEPT
+            letters = letters << _LETTER_BITS & _KEPT | letter
+            third = letters >> 2 * _LETTER_BITS & 31
+            if load1(_BEFORE_LAST, letters & _TWO) >> third & 1 == 0:
+                at += 1
+                continue
             for row in range(_FIRST[letter], _FIRST[letter + 1]):
                 if letters & _SPELT_MASKS[row] == _SPELT[row] and (
                     _AT_END[row] == 0 or _ends_word(text, at, end)
@@ -251,15 +268,7 @@ authorisation pwd token auth bearer
 """
 
 
-def _endings() -> Array:
-    """The last two letters of a name, five bits each -> the letters that may stand before them."""
-    before = np.zeros(1 << 2 * _LETTER_BITS, np.uint32)
-    for word in _ANNOUNCING.split():
-        before[_spelt(word[-2:])] |= np.uint32(1 << _spelt(word[-3]))
-    return before
-
-
-_BEFORE: Final = _endings()
+_BEFORE: Final = _endings(_ANNOUNCING.split())
 
 
 @kernel

@@ -30,14 +30,26 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1
+from otel_anomaly.kernels import (
+    BLOCK,
+    Array,
+    Int,
+    Record,
+    between,
+    bit_count,
+    inlined,
+    kernel,
+    load1,
+)
 from otel_anomaly.otlp.characters import (
     ALNUM,
     DIGIT,
     LETTER,
     WORD,
+    digits_end,
     kind_at,
     span_of,
+    word_end,
 )
 from otel_anomaly.otlp.check_digits import (
     IBAN_MAX,
@@ -75,7 +87,12 @@ from otel_anomaly.otlp.opaque import CITIZEN
 from otel_anomaly.otlp.phones import phone_groups
 
 _TOKEN_MAX: Final = 40
-_DIGITS_LEAST: Final = 6
+DIGITS_LEAST: Final = 6
+"""Nothing written in groups of digits has fewer."""
+_CARD_LEAST: Final = 13
+"""Digits of the shortest card number."""
+CODE_LEAST: Final = 9
+"""No code of letters and digits is shorter."""
 
 
 @inlined
@@ -86,10 +103,7 @@ def plain_number_end(text: Array, first: Int, at: Int, end: Int) -> Int:
     """
     if at > first and (kind_at(text, at - 1) & WORD != 0 or load1(text, at - 1) == 43):
         return np.int64(-1)
-    stop = at
-    limit = min(end, at + 8)
-    while stop < limit and kind_at(text, stop) & DIGIT != 0:
-        stop += 1
+    stop = digits_end(text, at, min(end, at + 8))
     if stop == end:
         return stop
     byte = load1(text, stop)
@@ -99,7 +113,7 @@ def plain_number_end(text: Array, first: Int, at: Int, end: Int) -> Int:
     return stop if ends else np.int64(-1)
 
 
-@kernel
+@inlined
 def find_number(
     text: Array, first: Int, last: Int, at: Int, hints: Int, seed: Int, found: Record
 ) -> Int:
@@ -110,16 +124,43 @@ def find_number(
     start = at
     while start > first and at - start < _TOKEN_MAX and kind_at(text, start - 1) & WORD != 0:
         start -= 1
-    stop = span_of(text, at, last, WORD)
+    stop = word_end(text, at, last)
     if start > first and kind_at(text, start - 1) & WORD != 0:
         return stop
-    if (
-        start < at
-        or kind_at(text, stop - 1) & DIGIT == 0
-        or (span_of(text, at, stop, DIGIT) < stop)
-    ):
-        return _coded(text, first, last, start, stop, seed, found)
-    return _grouped(text, first, last, start, hints, found)
+    if start < at or digits_end(text, at, stop) < stop:
+        if _may_be_coded(text, start, stop):
+            return _coded(text, first, last, start, stop, seed, found)
+        return stop
+    before = load1(text, at - 1) if at > first else np.int64(0)
+    if _few_digits(text, at) or not _may_begin(text, first, last, at, stop, before):
+        return stop
+    return _grouped(text, first, last, at, before, hints, found)
+
+
+@inlined
+def _few_digits(text: Array, at: Int) -> bool:
+    """Whether fewer digits than any number has stand here, with signs between them or without.
+
+    What stands behind the value may be counted as well: then the groups are read for nothing.
+    """
+    if at + BLOCK > text.size:
+        return False
+    digits = between(text, at, 48, 57)
+    near = digits | between(text, at, 45, 47) | between(text, at, 32, 32)  # -./ and blank
+    others = (near | between(text, at, 40, 41)) ^ ((1 << BLOCK) - 1)  # ()
+    return others != 0 and bit_count(digits & ((others & -others) - 1)) < DIGITS_LEAST
+
+
+@inlined
+def _may_be_coded(text: Array, at: Int, stop: Int) -> bool:
+    """Whether a word of letters and digits has the length of a code, or the form of an IBAN."""
+    length = stop - at
+    if length == CODE_LEAST or length == 16:
+        return True
+    if length > _TOKEN_MAX or length < 4:
+        return False
+    digits = kind_at(text, at + 2) & kind_at(text, at + 3) & DIGIT
+    return digits != 0 and kind_at(text, at) & LETTER != 0
 
 
 @kernel
@@ -190,15 +231,17 @@ def find_account(text: Array, at: Int, end: Int, seed: Int, found: Record) -> No
         _add_account(number, size, ACCOUNT | OUTSIDE, seed, found)
 
 
-@kernel
-def _may_begin(text: Array, first: Int, last: Int, at: Int, before: Int) -> bool:
-    """Whether the first two groups have the lengths of anything: most numbers end here."""
-    stop = span_of(text, at, min(last, at + LENGTH_MASK), DIGIT)
+@inlined
+def _may_begin(text: Array, first: Int, last: Int, at: Int, stop: Int, before: Int) -> bool:
+    """Whether the first two groups have the lengths of anything: most numbers end here.
+
+    The first group is [at, stop).
+    """
     following, sign = behind_sign(text, stop, last)
     length = stop - at
     if before == 43 or sign == 0:
         return before == 43 or length >= 9
-    second = span_of(text, following, min(last, following + LENGTH_MASK), DIGIT) - following
+    second = digits_end(text, following, last) - following
     if length >= 3:
         return length != 4 or second == 4 or second == 6 or load1(text, at) == 48
     if sign == BRACKET:
@@ -212,14 +255,13 @@ def _may_begin(text: Array, first: Int, last: Int, at: Int, before: Int) -> bool
 
 
 @kernel
-def _grouped(text: Array, first: Int, last: Int, at: Int, hints: Int, found: Record) -> Int:
+def _grouped(
+    text: Array, first: Int, last: Int, at: Int, before: Int, hints: Int, found: Record
+) -> Int:
     """Groups of digits from `at` on: adds what the first ones are; returns where to go on."""
-    before = load1(text, at - 1) if at > first else np.int64(0)
-    if not _may_begin(text, first, last, at, before):
-        return span_of(text, at, last, DIGIT)
     shape, signs, count, digits = read_groups(text, at, last)
     behind_first = at + (shape & LENGTH_MASK)
-    if digits < _DIGITS_LEAST or count == 0:
+    if digits < DIGITS_LEAST or count == 0:
         return span_of(text, at, last, WORD)
     if (before == DOT or before == 44) and at - 1 > first and kind_at(text, at - 2) & DIGIT != 0:
         return behind_first  # The rest of a longer number.
@@ -231,7 +273,7 @@ def _grouped(text: Array, first: Int, last: Int, at: Int, hints: Int, found: Rec
         used = phone_groups(text, at, shape, signs, count, plus, before == BRACKET)
         if used > 0:
             _count(found, 0)
-    return max(behind_first, behind_groups(text, at, last, used))
+    return max(behind_first, behind_groups(text, at, last, used)) if used > 0 else behind_first
 
 
 _SSN, _SSN_SIGNS = shape_of(3, 2, 4), signs_of("--")
@@ -243,7 +285,7 @@ _AMEX: Final = shape_of(4, 6)
 _PAIRS: Final = shape_of(2, 2, 2)
 
 
-@kernel
+@inlined
 def _strong_groups(
     text: Array, first: Int, last: Int, at: Int, shape: Int, signs: Int, count: Int, hints: Int
 ) -> Int:
@@ -299,7 +341,7 @@ def _spaced_nino(text: Array, first: Int, last: Int, at: Int) -> bool:
     return is_nino(text, at - 3, at, behind)
 
 
-@kernel
+@inlined
 def _card_groups(text: Array, at: Int, shape: Int, signs: Int, count: Int) -> Int:
     """How many groups make a card number: one, fours with a shorter last, or 4-6-5 and 4-6-4."""
     total = np.int64(0)
@@ -312,11 +354,10 @@ def _card_groups(text: Array, at: Int, shape: Int, signs: Int, count: Int) -> In
             return 0
         total += length
         amex = group == 2 and shape & 1023 == _AMEX and (length == 5 or length == 4)
-        if (group == 0 or amex or (fours and group >= 3 and length <= 4)) and (
-            is_card(text, at, total)
-        ):
+        may_end = group == 0 or amex or (fours and group >= 3 and length <= 4)
+        if may_end and total >= _CARD_LEAST and is_card(text, at, total):
             return group + 1
         fours = fours and length == 4
-        if total > 19:
+        if total > 19 or not (fours or shape & LENGTH_MASK == 4):
             return 0
     return 0

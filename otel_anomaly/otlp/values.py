@@ -44,7 +44,7 @@ from otel_anomaly.otlp.json_text import (
     read_string,
     skip_space,
 )
-from otel_anomaly.otlp.numbers import hash_double, hash_int, read_number
+from otel_anomaly.otlp.numbers import hash_double, hash_int, read_number, read_plain
 from otel_anomaly.otlp.wire import BYTES, FIXED64, VARINT, read_length, read_tag, read_varint
 
 NOTHING, TEXT, TRUTH, WHOLE, REAL, LIST, MAP, BLOB = range(8)
@@ -97,7 +97,7 @@ def read_text(
             return level == 0 and at == end
 
 
-@kernel
+@inlined
 def _read_behind(
     data: Array,
     at: Int,
@@ -112,7 +112,6 @@ def _read_behind(
 
     Level 0: the value as a whole is read. Level -1: this is not JSON.
     """
-    data, scratch = borrow(data), borrow(scratch)
     while level > 0:
         at = skip_space(data, at, end)
         if at == end:
@@ -173,9 +172,11 @@ def _read_scalar(
             take_text(either(data, scratch, decoded), start, stop, AS_STRING, level, desk, plan)
         return at
     if byte == 45 or 48 <= byte <= 57:
-        value, at = read_number(data, at, end, scratch, room, plan["seed"])
+        value, stop = read_plain(data, at, end, plan["seed"])
+        if stop < 0:
+            value, stop = read_number(data, at, end, scratch, room, plan["seed"])
         take_number(value, desk, plan)
-        return at
+        return stop
     return _read_literal(data, at, end, level, desk, plan)
 
 
