@@ -270,7 +270,7 @@ class UnknownConnectionConfig(Section):
     """Whether the detector runs."""
     allow: Hosts = ()
     """Hosts (`api.example.com`, `*.example.com`, `.example.com`, `10.0.0.0/8`, with or without a
-    port) that may be named. Empty: the detector is off."""
+    port) and buckets (`s3://bucket`) that may be named. Empty: the detector is off."""
     action: Action = "block"
     """What another host asks for."""
 
@@ -345,7 +345,7 @@ class DataExfiltrationConfig(Section):
     enabled: bool = True
     """Whether the detector runs."""
     inside: Hosts = ()
-    """Hosts and mail domains that are ours, written as for `unknown_connection.allow`. Private
+    """Hosts, mail domains and buckets that are ours, written as for `unknown_connection.allow`. Private
     and local addresses are always inside."""
     action: Action = "block"
     """What it asks for."""

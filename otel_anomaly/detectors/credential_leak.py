@@ -47,7 +47,9 @@ from otel_anomaly.detectors.silence import silence
 from otel_anomaly.kernels import Int, Record, inlined, kernel
 
 NAME: Final = "credential_leak"
-CLAUSES: Final = ("{observed} secrets in arguments in {window} s, limit {limit}",)
+CLAUSES: Final = (
+    "the agent's calls carried {observed} secrets in their arguments in {window} s, limit {limit}",
+)
 
 SUBWINDOWS: Final = 12
 COUNT_MAX: Final = 65535

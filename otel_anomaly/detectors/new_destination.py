@@ -60,8 +60,9 @@ from otel_anomaly.otlp.content import ACCOUNT, HOST, MAIL
 
 NAME: Final = "new_destination"
 CLAUSES: Final = (
-    "destinations never named before: {observed}, after {usual} calls of this agent",
-    "destinations never named before: {observed}, after {usual} calls of this service",
+    "the call leads where this agent never went in {usual} calls: {observed} new destinations",
+    "the call leads where no agent of this service went in {usual} calls: {observed} new"
+    " destinations",
 )
 OF_AGENT, OF_SERVICE = np.arange(2)
 

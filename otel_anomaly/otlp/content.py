@@ -29,9 +29,11 @@ from otel_anomaly.otlp.characters import (
     kind_at,
     span_of,
 )
+from otel_anomaly.otlp.commands import NOT_BEGUN, command_host, joins, slashed_host
 from otel_anomaly.otlp.found import (
     ACCOUNT,
     ASIDE,
+    DATUM,
     DESTINATIONS_MAX,
     FOUND,
     HOST,
@@ -46,6 +48,7 @@ from otel_anomaly.otlp.keys import KEY_LEAST, find_bot_token, find_keys, find_pr
 from otel_anomaly.otlp.mails import bare_host, mail, may_be_host, may_be_mail, only_addresses
 from otel_anomaly.otlp.opaque import (
     ACCOUNTISH,
+    ADDRESSEE,
     CITIZEN,
     SECRETIVE,
     add_opaque,
@@ -62,9 +65,11 @@ from otel_anomaly.otlp.urls import add_server, bare_www, may_be_url, url
 __all__ = [
     "ACCOUNT",
     "ACCOUNTISH",
+    "ADDRESSEE",
     "ASIDE",
     "CITIZEN",
     "CONTENT_PLAN",
+    "DATUM",
     "DESTINATIONS_MAX",
     "FOUND",
     "HOST",
@@ -160,7 +165,9 @@ def look(text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record
 
 @kernel
 def _whole_path(text: Array, at: Int, end: Int, plan: Record, found: Record) -> None:
-    """Add the root of the path that a value is, and the server it lies on."""
+    """Add the root of the path that a value is, and the server it lies on; or the host alone."""
+    if slashed_host(text, at, end, plan, found):
+        return
     if is_path(text, at, end):
         add_server(text, at, end, plan, found)
         add_path(text, at, end, np.int64(0), plan["seed"], found)
@@ -226,6 +233,8 @@ def _sweep(
     # How far links, numbers, assignments and runs of key-like bytes are read.
     link_end, number_end, value_end, run_end = at, at, at, at
     mails, aside = np.int64(0), _UNKNOWN
+    # Up to where words were held against command lines, and how far these were read.
+    word_end, reading = at, NOT_BEGUN
     has_room = end - at >= KEY_LEAST
     for word in range(at, end, 8):
         stop = min(word + 8, end)
@@ -251,10 +260,21 @@ def _sweep(
             elif byte == _STOP:
                 if i >= link_end and i > at and load1(text, i - 1) | 32 == _W:
                     link_end = max(link_end, bare_www(text, at, i, end, plan, found))
+                if i >= link_end and i >= word_end and joins(text, at, i, end):
+                    behind, word_end, reading = command_host(
+                        text, at, i, end, reading, plan, found
+                    )
+                    link_end = max(link_end, behind)
             elif byte == _AT:
+                if i >= link_end and i >= word_end and i + 1 < end:
+                    behind, word_end, reading = command_host(
+                        text, at, i, end, reading, plan, found
+                    )
+                    link_end = max(link_end, behind)
                 if i >= link_end and may_be_mail(text, link_end, i, end):
                     if aside == _UNKNOWN:
-                        aside = np.int64(0 if only_addresses(text, at, end) else ASIDE)
+                        aside = np.int64(DATUM if hints & ADDRESSEE == 0 else 0)
+                        aside = aside if only_addresses(text, at, end) else np.int64(ASIDE)
                     link_end, is_mail = mail(text, link_end, i, end, aside, plan, found)
                     mails += is_mail
             elif entry & _MARK != 0:

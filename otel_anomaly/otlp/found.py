@@ -18,10 +18,12 @@ DESTINATIONS_MAX: Final = 8
 SECRETS_MAX: Final = 8
 """Counted in one string value at most."""
 
-HOST, MAIL, ACCOUNT, PATH, PUBLIC, OUTSIDE, LISTED, ASIDE = (1 << bit for bit in range(8))
+HOST, MAIL, ACCOUNT, PATH, PUBLIC, OUTSIDE, LISTED, ASIDE, DATUM = (1 << bit for bit in range(9))
 """What a destination is. HOST to PATH: its kind. PUBLIC: not known to be local. OUTSIDE: out of
 the house that `data_exfiltration.inside` describes. LISTED: on `unknown_connection.allow`. ASIDE:
-only mentioned in running text, not given as a value of its own."""
+only mentioned in running text, not given as a value of its own. DATUM: a mail address or an IBAN
+that is a value of its own, under a name that does not say that something goes there: where the call
+leads, or what it carries."""
 
 FOUND = np.dtype(
     [

@@ -43,8 +43,9 @@ from otel_anomaly.otlp.characters import (
 from otel_anomaly.otlp.found import add_secret, range_hash
 from otel_anomaly.otlp.paths import has_drive
 
-SECRETIVE, ACCOUNTISH, CITIZEN = 1, 2, 4
-"""What a name says of its value: a secret, an account number, a citizen's number."""
+SECRETIVE, ACCOUNTISH, CITIZEN, ADDRESSEE = 1, 2, 4, 8
+"""What a name says of its value: a secret, an account number, a citizen's number, somebody the call
+is for or from."""
 
 _LETTER_BITS: Final = 5
 _LETTERS_KEPT: Final = 12
@@ -79,12 +80,24 @@ _WORDS: Final = {
     "authorisatio": SECRETIVE,
     "iban": ACCOUNTISH,
     "account": ACCOUNTISH,
-    "recipient": ACCOUNTISH,
-    "beneficiary": ACCOUNTISH,
-    "payee": ACCOUNTISH,
+    "recipient": ACCOUNTISH | ADDRESSEE,
+    "beneficiary": ACCOUNTISH | ADDRESSEE,
+    "payee": ACCOUNTISH | ADDRESSEE,
     "routing": ACCOUNTISH,
     "citizen": CITIZEN,
     "burgerservic": CITIZEN,
+    "personnummer": CITIZEN,
+    "pesel": CITIZEN,
+    "attendee": ADDRESSEE,
+    "invitee": ADDRESSEE,
+    "participant": ADDRESSEE,
+    "assignee": ADDRESSEE,
+    "sender": ADDRESSEE,
+    "author": ADDRESSEE,
+    "committer": ADDRESSEE,
+    "organizer": ADDRESSEE,
+    "organiser": ADDRESSEE,
+    "username": ADDRESSEE,
 }
 _ENDS: Final = {
     "pwd": SECRETIVE,
@@ -95,6 +108,11 @@ _ENDS: Final = {
     "sshkey": SECRETIVE,
     "bsn": CITIZEN,
     "nationalid": CITIZEN,
+    "to": ADDRESSEE,
+    "cc": ADDRESSEE,
+    "bcc": ADDRESSEE,
+    "from": ADDRESSEE,
+    "login": ADDRESSEE,
 }
 _ROWS: Final = sorted(
     [(word, meaning, 0) for word, meaning in _WORDS.items()]
@@ -124,7 +142,7 @@ _TOKEN_BITS: Final = _LETTER_BITS * len("token")
 
 @kernel
 def name_hints(text: Array, at: Int, end: Int) -> Int:
-    """What the name of a member says of its value: SECRETIVE, ACCOUNTISH, CITIZEN, or several.
+    """What the name of a member says of its value: SECRETIVE, ACCOUNTISH, ... or several.
 
     Case, digits and the signs between words make no difference.
     """

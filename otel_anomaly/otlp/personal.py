@@ -69,9 +69,9 @@ from otel_anomaly.otlp.digit_groups import (
     shape_of,
     signs_of,
 )
-from otel_anomaly.otlp.found import ACCOUNT, ASIDE, OUTSIDE, add_destination, range_hash
+from otel_anomaly.otlp.found import ACCOUNT, ASIDE, DATUM, OUTSIDE, add_destination, range_hash
 from otel_anomaly.otlp.hashing import hash_two
-from otel_anomaly.otlp.opaque import CITIZEN
+from otel_anomaly.otlp.opaque import ADDRESSEE, CITIZEN
 from otel_anomaly.otlp.phones import phone_groups
 
 _TOKEN_MAX: Final = 40
@@ -118,12 +118,14 @@ def find_number(
         or kind_at(text, stop - 1) & DIGIT == 0
         or (span_of(text, at, stop, DIGIT) < stop)
     ):
-        return _coded(text, first, last, start, stop, seed, found)
+        return _coded(text, first, last, start, stop, hints, seed, found)
     return _grouped(text, first, last, start, hints, found)
 
 
 @kernel
-def _coded(text: Array, first: Int, last: Int, at: Int, stop: Int, seed: Int, found: Record) -> Int:
+def _coded(
+    text: Array, first: Int, last: Int, at: Int, stop: Int, hints: Int, seed: Int, found: Record
+) -> Int:
     """A word of letters and digits: an IBAN, which may go on behind it, or a citizen's number."""
     length = stop - at
     if length > _TOKEN_MAX or length < 4:
@@ -133,7 +135,8 @@ def _coded(text: Array, first: Int, last: Int, at: Int, stop: Int, seed: Int, fo
         behind = iban_end(text, at, last, iban)
         if behind > 0:
             whole = at == first and behind == last
-            _add_iban(text, at, behind, iban, whole, seed, found)
+            datum = whole and hints & ADDRESSEE == 0
+            _add_iban(text, at, behind, iban, whole, datum, seed, found)
             return behind
     strong = length == 16 and is_fiscal(text, at)
     if length == 9:
@@ -154,13 +157,21 @@ def _count(found: Record, strong: Int) -> None:
 
 @kernel
 def _add_iban(
-    text: Array, at: Int, end: Int, iban: Array, whole: bool, seed: Int, found: Record
+    text: Array,
+    at: Int,
+    end: Int,
+    iban: Array,
+    whole: bool,
+    datum: bool,
+    seed: Int,
+    found: Record,
 ) -> None:
     """Add an account: where money goes when it is the whole value, else personal data."""
     size = 0
     for i in range(at, end):
         size += 1 if kind_at(text, i) & ALNUM != 0 else 0
-    _add_account(iban, size, ACCOUNT | (OUTSIDE if whole else ASIDE), seed, found)
+    kinds = ACCOUNT | (OUTSIDE if whole else ASIDE) | (DATUM if datum else 0)
+    _add_account(iban, size, kinds, seed, found)
     if not whole:
         _count(found, 1)
 

@@ -11,6 +11,10 @@ its own, and the two may differ about where the host ends; then both readings co
     http://listed.com)@evil.com/            listed.com, evil.com
     http://listed.com<newline>.evil.com/    listed.com, listed.com.evil.com
 
+Behind the schemes of storage services (`s3://bucket/key`) stands the name of a bucket, which anybody
+may own: it counts as public, and is told by scheme and name (`s3://bucket`), other spellings of the
+scheme (`s3a`) folded. `abfss://box@account.host/` and the like name a host, and count as one.
+
 The port decides whether a host is listed, so one that goes without saying is filled in. A password
 in front of the host is a secret.
 """
@@ -53,13 +57,14 @@ from otel_anomaly.otlp.found import (
 )
 from otel_anomaly.otlp.hashing import hash_two
 from otel_anomaly.otlp.host_names import HOST_BYTES, normal_host
-from otel_anomaly.otlp.hosts import allowed, is_public
+from otel_anomaly.otlp.hosts import STORES, allowed, is_bucket_of, is_public
 from otel_anomaly.otlp.opaque import add_password
 from otel_anomaly.otlp.paths import add_path
 
 URL_MAX: Final = 2048
 """Of a value that is read as one URL, tabs and line ends left out."""
 _SCHEME_MAX: Final = 32
+_BUCKET_MAX: Final = 255
 _HOST_TEXT: Final = ALNUM | DASH | DOT | UNDERSCORE | HIGH
 
 # Schemes whose host may follow any number of slashes, in either direction.
@@ -91,6 +96,10 @@ _PORT_OF: Final = {
     "git": 9418,
     "telnet": 23,
 }
+_STORE_WORDS: Final = np.array([packed(name) for name in STORES], np.int64)
+_STORE_NAMES: Final = np.array([packed(name) for name in STORES.values()], np.int64)
+_NO_STORE: Final = np.int64(0)
+
 _SCHEMES: Final = np.array([packed(name) for name in _PORT_OF], np.int64)
 _PORTS: Final = np.array(list(_PORT_OF.values()), np.int64)
 
@@ -159,6 +168,12 @@ def url(
         start = _without_slashes(text, colon + 1, end)
     if start < 0 or start >= end:
         return colon
+    if not special:
+        store = _store_of(scheme, colon - tail)
+        if store != _NO_STORE:
+            stop = _bucket(text, start, end, store, aside, plan, found)
+            if stop > start:
+                return stop
     port = _port_of(scheme)
     stop = start
     while stop < end and kind_at(text, stop) & (HARD | SPACE | QUOTE) == 0:
@@ -183,6 +198,51 @@ def _port_of(scheme: Int) -> Int:
         if _SCHEMES[i] == scheme:
             return _PORTS[i]
     return np.int64(0)
+
+
+@kernel
+def _store_of(scheme: Int, length: Int) -> Int:
+    """The scheme that counts for a storage service, or _NO_STORE."""
+    if length > 8:
+        return _NO_STORE
+    for i in range(_STORE_WORDS.size):
+        if _STORE_WORDS[i] == scheme:
+            return np.int64(_STORE_NAMES[i])
+    return _NO_STORE
+
+
+@kernel
+def _bucket(
+    text: Array, at: Int, end: Int, store: Int, aside: Int, plan: Record, found: Record
+) -> Int:
+    """Add the bucket that begins at `at`; returns the position behind it, or `at`: none."""
+    stop = span_of(text, at, end, _HOST_TEXT)
+    while stop > at and load1(text, stop - 1) == 46:
+        stop -= 1
+    if stop - at > _BUCKET_MAX or stop == at:
+        return at
+    if stop < end and load1(text, stop) == 64:
+        return at  # box@account.host
+    name = np.empty(_BUCKET_MAX + 16, np.uint8)
+    size = 0
+    while store != 0:
+        name[size] = store & 255
+        store >>= 8
+        size += 1
+    name[size], name[size + 1], name[size + 2] = 58, 47, 47
+    size += 3
+    for i in range(at, stop):
+        name[size] = lower_at(text, i)
+        size += 1
+    seed = plan["seed"]
+    kinds = HOST | aside | PUBLIC
+    if not is_bucket_of(plan["inside"], name, size, seed):
+        kinds |= OUTSIDE
+    if is_bucket_of(plan["allow"], name, size, seed):
+        kinds |= LISTED
+    key = hash_two(np.int64(HOST), range_hash(name, np.int64(0), size, seed), seed)
+    add_destination(found, key, kinds)
+    return stop
 
 
 @inlined
