@@ -48,8 +48,8 @@ class Reading(NamedTuple):
     names: object
     """Equal for equal sets of member names; one for all that is no object, one for arrays."""
     program: str | None
-    strings: list[tuple[bytes, str | None]]
-    """Every text to be looked at, in order, with the name of its member."""
+    strings: list[tuple[bytes, tuple[str, ...]]]
+    """Every text to be looked at, in order, with the names of the members it stands in."""
     failed: bool = False
 
 
@@ -65,14 +65,14 @@ def read(
         program = None
         if not is_any and not data.startswith((b"{", b"[")):
             program = first_program([data.decode()])
-        return Reading(raw, None, program if looking else None, [(data, None)])
+        return Reading(raw, None, program if looking else None, [(data, ())])
     value, mixed = unwrapped(value, looking=looking, left_out=left_out)
     inner = value["kwargs"] if mixed else value
     return Reading(
         mixed or canonical(value, left_out),
         frozenset(inner) if isinstance(inner, dict) else isinstance(inner, list) or None,
         program_of(value, programs) if looking else None,
-        list(strings(value, None)),
+        list(strings(value)),
         failed=not looking and says_failed(value),
     )
 
@@ -295,18 +295,18 @@ def says_failed(value: Any, depth: int = 1) -> bool:
     return bool(told) or True in flags or any(says_failed(v, depth + 1) for v in value.values())
 
 
-def strings(value: Any, name: str | None) -> Iterator[tuple[bytes, str | None]]:
-    """Every text with the name of its member; elements of a list have the name of the list."""
+def strings(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[bytes, tuple[str, ...]]]:
+    """Every text with the names of the members it stands in, the outermost first."""
     if isinstance(value, dict):
         for member, item in value.items():
-            yield from strings(item, member)
+            yield from strings(item, (*names, member))
     elif isinstance(value, list):
         for item in value:
-            yield from strings(item, name)
+            yield from strings(item, names)
     elif isinstance(value, bytes):
-        yield value, name
+        yield value, names
     elif is_text(value):
-        yield value.encode(), name
+        yield value.encode(), names
 
 
 def program_of(value: Any, programs: Sequence[str]) -> str | None:

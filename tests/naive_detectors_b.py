@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ALLOW, WARN, PAUSE, BLOCK = range(4)
 ACTIONS = ("allow", "warn", "pause", "block")
 JUDGED, LATE, COLD, NO_ENTITY, NO_ARGUMENTS, NOT_TOLD, EXEMPT, FULL, OFF = range(9)
-HOST, MAIL, ACCOUNT, PATH, PUBLIC, OUTSIDE, LISTED = (1 << bit for bit in range(7))
+HOST, MAIL, ACCOUNT, PATH, PUBLIC, OUTSIDE, LISTED, ASIDE, DATUM = (1 << bit for bit in range(9))
 SECOND_NS = 10**9
 DAY_NS = 86_400 * SECOND_NS
 POLLING = 1
@@ -318,6 +318,10 @@ def data_exfiltration(config: Any, own: Past, call: Call) -> Sign:
     }
     outside = [bits for to, bits in destinations(call) if bits & OUTSIDE and not is_habit[to]]
     amounts = [int(call[name]) for name in ("secrets", "personal_strong", "personal")]
+    if any(bits & HOST and not bits & ASIDE for bits in outside):  # A record sent there.
+        data = [bits for _, bits in destinations(call) if bits & DATUM and bits & (MAIL | ACCOUNT)]
+        amounts[1] += sum(bool(bits & ACCOUNT) for bits in data)
+        amounts[2] += len(data)
     sign = Sign()
     if not outside or not any(amounts):
         return sign

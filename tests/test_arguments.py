@@ -395,7 +395,7 @@ def test_volatile() -> None:
     assert result('[{"took_ms": 1}]') == result("[{}]")
     assert result('{"request_id": 1}') != result('{"request_id": 2}')
     seen = read('{"request_id": "https://evil.example/"}').found
-    assert seen == rigs.looked_at([(b"https://evil.example/", "request_id")])
+    assert seen == rigs.looked_at([(b"https://evil.example/", ("request_id",))])
 
 
 def test_small_scratch() -> None:
@@ -410,7 +410,7 @@ def test_small_scratch() -> None:
         rigs.read_into(out[number : number + 1], raw, LOOKING, scratch)
         assert (scratch == 0xA5).all() == bool(missing)
     assert out[0]["fingerprint"] == read(raw).fingerprint != out[1]["fingerprint"]
-    assert rigs.plain(out[1]["found"]) == rigs.looked_at([(raw, None)])
+    assert rigs.plain(out[1]["found"]) == rigs.looked_at([(raw, ())])
 
 
 def test_plan() -> None:

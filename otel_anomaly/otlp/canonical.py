@@ -26,7 +26,7 @@ from typing import Final
 import numpy as np
 
 from otel_anomaly.kernels import Array, Int, Record, borrow, copy_record, inlined, kernel
-from otel_anomaly.otlp.content import CONTENT_PLAN, FOUND, look, name_hints
+from otel_anomaly.otlp.content import ADDRESSEE, CONTENT_PLAN, FOUND, look, name_hints
 from otel_anomaly.otlp.hashing import hash_bytes, hash_text, hash_two, load_rest
 from otel_anomaly.otlp.json_text import BRACKET
 from otel_anomaly.otlp.programs import SEARCH
@@ -169,7 +169,8 @@ def take_name(text: Array, at: Int, end: Int, level: Int, desk: Record, plan: Re
     desk["member"][level] = name
     desk["meaning"][level] = meaning_of(name, plan)
     if desk["looking"] != 0:
-        desk["hints"][level] = name_hints(text, at, end)
+        above = desk["hints"][level - 1] & ADDRESSEE  # {"to": {"email": X}}: X is for whom it is.
+        desk["hints"][level] = name_hints(text, at, end) | above
     return True
 
 

@@ -261,15 +261,11 @@ def _sweep(
                 if i >= link_end and i > at and load1(text, i - 1) | 32 == _W:
                     link_end = max(link_end, bare_www(text, at, i, end, plan, found))
                 if i >= link_end and i >= word_end and joins(text, at, i, end):
-                    behind, word_end, reading = command_host(
-                        text, at, i, end, reading, plan, found
-                    )
+                    behind, word_end, reading = command_host(text, at, i, end, reading, plan, found)
                     link_end = max(link_end, behind)
             elif byte == _AT:
                 if i >= link_end and i >= word_end and i + 1 < end:
-                    behind, word_end, reading = command_host(
-                        text, at, i, end, reading, plan, found
-                    )
+                    behind, word_end, reading = command_host(text, at, i, end, reading, plan, found)
                     link_end = max(link_end, behind)
                 if i >= link_end and may_be_mail(text, link_end, i, end):
                     if aside == _UNKNOWN:

@@ -3,7 +3,7 @@
 `_FORMS` is data: a prefix, the classes of the bytes behind it, and how many there must be. A form
 is looked for where a word begins inside a long run of key-like bytes, so running text costs
 nothing. What Azure calls AccountKey and SharedAccessKey is found by these names (`opaque`). Forms
-without a prefix of letters (JSON web tokens, private keys, Azure client secrets, Telegram bots)
+without a prefix of letters (JSON web tokens, private keys, Azure client secrets and SAS signatures, Telegram bots)
 have a few lines of their own. Test keys count like live ones.
 
 Sources: the issuers' documentation, as collected in the rules of gitleaks (MIT) and in GitHub's
@@ -23,6 +23,7 @@ from otel_anomaly.otlp.characters import (
     DIGIT,
     DOT,
     HEX,
+    KINDS,
     LOWER,
     RUN,
     SPACE,
@@ -64,6 +65,8 @@ _FORMS: Final = (
     _Form("dapi", HEX, 32, 32),
     _Form("HRKU-", URL_SAFE, 36),
     _Form("sbp_", HEX, 40, 40),
+    _Form("sb_secret_", URL_SAFE, 20),
+    _Form("nfp_", ALNUM, 36, 40),
     _Form("pscale_tkn_", URL_SAFE | DOT, 32),
     _Form("pscale_pw_", URL_SAFE | DOT, 32),
     _Form("dt0c01.", ALNUM | DOT, 80),
@@ -79,8 +82,14 @@ _FORMS: Final = (
     _Form("glrt-", URL_SAFE | DOT, 20),
     _Form("glcbt-", URL_SAFE | DOT, 20),
     _Form("glptt-", HEX, 40, 40),
+    _Form("glsoat-", URL_SAFE, 20),
+    _Form("glimt-", URL_SAFE, 20),
+    _Form("glft-", URL_SAFE, 20),
+    _Form("glagent-", URL_SAFE, 40),
+    _Form("gloas-", HEX, 64, 64),
     _Form("ATBB", ALNUM, 24, 40),
     _Form("ATATT3", URL_SAFE | BASE64, 50),
+    _Form("ATCTT3", URL_SAFE | BASE64, 50),
     _Form("npm_", ALNUM, 36, 36),
     _Form("pypi-", URL_SAFE, 50),
     _Form("dckr_pat_", URL_SAFE, 20),
@@ -96,6 +105,7 @@ _FORMS: Final = (
     _Form("sq0csp-", URL_SAFE, 43),
     _Form("EAAA", URL_SAFE, 60, 60),
     _Form("access_token$pro", RUN, 55),
+    _Form("access_token$san", RUN, 52),
     _Form("shpat_", HEX, 32, 32),
     _Form("shpss_", HEX, 32, 32),
     _Form("shpca_", HEX, 32, 32),
@@ -112,6 +122,13 @@ _FORMS: Final = (
     _Form("gsk_", ALNUM, 40, 64),
     _Form("pplx-", ALNUM, 40, 64),
     _Form("xai-", ALNUM, 60, 100),
+    _Form("AQ.Ab", URL_SAFE, 40),
+    _Form("api_org_", ALNUM, 30, 64),
+    _Form("nvapi-", URL_SAFE, 60),
+    _Form("csk-", ALNUM, 40, 64),
+    _Form("tgp_v1_", URL_SAFE, 40),
+    _Form("jina_", ALNUM, 40, 100),
+    _Form("sk_", HEX, 48, 48),
     _Form("r8_", ALNUM, 37, 37),
     _Form("tvly-", URL_SAFE, 20),
     _Form("lsv2_", WORD, 40),
@@ -184,6 +201,8 @@ def find_keys(text: Array, at: Int, end: Int, seed: Int, found: Record, before: 
             at += 1
             continue
         stop = _formed(text, at, end)
+        if stop < 0 and load_rest(text, at, 4) == _SIG:
+            stop = _shared_signature(text, at + 4, end)
         if stop < 0 and at >= jwt_from and load_rest(text, at, 3) == _EYJ:
             stop, jwt_from = _web_token(text, at, end)
         if stop > 0:
@@ -213,6 +232,7 @@ def _formed(text: Array, at: Int, end: Int) -> Int:
     return np.int64(-1)
 
 
+_SIG: Final = int.from_bytes(b"sig=", "little")
 _EYJ: Final = int.from_bytes(b"eyJ", "little")
 _BEGIN: Final = (int.from_bytes(b"-----BEG", "little"), int.from_bytes(b"IN ", "little"))
 _VATE_KEY: Final = int.from_bytes(b"VATE KEY", "little")
@@ -222,6 +242,39 @@ _KEY_SAMPLE: Final = 256
 """Bytes of a private key by which it is told from others."""
 _PART_LEAST: Final = 10
 _SIGNATURE_LEAST: Final = 20
+
+
+@kernel
+def _shared_signature(text: Array, at: Int, end: Int) -> Int:
+    """The position behind the signature of an Azure SAS, or -1: 32 bytes in base 64, for URLs.
+
+    Sign bytes may be escaped as %2B, %2F and %3D. It ends with one `=`: other signatures do not.
+    """
+    signs = 0
+    while at < end and signs < 44:
+        byte = load1(text, at)
+        if byte == 37 and end - at >= 3:
+            byte, at = _escaped(text, at), at + 2
+        is_last = byte == 61
+        if is_last != (signs == 43):
+            return np.int64(-1)
+        if not is_last and load1(KINDS, byte) & ALNUM == 0 and byte != 43 and byte != 47:
+            return np.int64(-1)
+        signs += 1
+        at += 1
+    ends = at == end or kind_at(text, at) & (ALNUM | BASE64) == 0
+    return at if signs == 44 and ends else np.int64(-1)
+
+
+@kernel
+def _escaped(text: Array, at: Int) -> Int:
+    """The byte that %2B, %2F or %3D stands for, 0 for any other. Needs three bytes."""
+    high, low = load1(text, at + 1), load1(text, at + 2) | 32
+    if high == 50 and low == 98:
+        return np.int64(43)
+    if high == 50 and low == 102:
+        return np.int64(47)
+    return np.int64(61) if high == 51 and low == 100 else np.int64(0)
 
 
 @kernel

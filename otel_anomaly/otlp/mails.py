@@ -270,6 +270,8 @@ def bare_host(text: Array, at: Int, end: Int, plan: Record, found: Record) -> No
             return
     host = np.empty(HOST_BYTES, np.uint8)
     length, what, high, low = normal_host(text, at, stop, host)
+    if what == BROKEN and kind_at(text, stop - 1) & DIGIT != 0:
+        return  # Four numbers that are no address: a version, or a number of somebody.
     add_host(host, length, what, high, low, port, np.int64(0), plan, found)
 
 

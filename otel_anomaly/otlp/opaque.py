@@ -93,7 +93,6 @@ _WORDS: Final = {
     "participant": ADDRESSEE,
     "assignee": ADDRESSEE,
     "sender": ADDRESSEE,
-    "author": ADDRESSEE,
     "committer": ADDRESSEE,
     "organizer": ADDRESSEE,
     "organiser": ADDRESSEE,
@@ -113,6 +112,8 @@ _ENDS: Final = {
     "bcc": ADDRESSEE,
     "from": ADDRESSEE,
     "login": ADDRESSEE,
+    "author": ADDRESSEE,
+    "authors": ADDRESSEE,
 }
 _ROWS: Final = sorted(
     [(word, meaning, 0) for word, meaning in _WORDS.items()]

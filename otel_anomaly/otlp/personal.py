@@ -12,6 +12,9 @@
     NL  BSN         9 digits with the weights of the eleven-test, only behind such a name
     BR  CPF         ddd.ddd.ddd-dd, both check digits
     IN  Aadhaar     dddd dddd dddd, Verhoeff
+    CH  AHV/AVS     756.dddd.dddd.dd, 13 digits with the check digit of an EAN
+    SE  personnummer     yymmdd-dddd, yyyymmdd-dddd, a date and Luhn; bare only behind such a name
+    PL  PESEL       11 digits, a date and a check digit, only behind such a name or `PESEL`
 
 Cards, IBANs and numbers of citizens are *strong*: one is enough to harm. A bare run of digits is a
 phone number only behind a plus, so a timestamp, a version and an id are none.
@@ -37,18 +40,23 @@ from otel_anomaly.otlp.characters import (
     LETTER,
     WORD,
     kind_at,
+    packed,
     span_of,
+    word_at,
 )
 from otel_anomaly.otlp.check_digits import (
     IBAN_MAX,
     iban_end,
     is_aadhaar,
+    is_ahv,
     is_bsn,
     is_card,
     is_cpf,
     is_fiscal,
     is_nino,
     is_nir,
+    is_personnummer,
+    is_pesel,
     is_spanish,
     is_ssn,
     is_tax_id,
@@ -252,6 +260,9 @@ _NIR_SHORT, _NIR_LONG = shape_of(13, 2), shape_of(1, 2, 2, 2, 3, 3, 2)
 _TAX: Final = shape_of(2, 3, 3, 3)
 _AMEX: Final = shape_of(4, 6)
 _PAIRS: Final = shape_of(2, 2, 2)
+_AHV: Final = shape_of(3, 4, 4, 2)
+_BORN_SHORT, _BORN_LONG = shape_of(6, 4), shape_of(8, 4)
+_PESEL: Final = packed("pesel")
 
 
 @kernel
@@ -290,7 +301,38 @@ def _strong_groups(
         return 1
     if has_form(shape, signs, count, _PAIRS, same_signs(np.int64(BLANK), 2), 3):
         return 3 if _spaced_nino(text, first, last, at) else 0
+    return _newer_groups(text, first, at, shape, signs, count, hints)
+
+
+@kernel
+def _newer_groups(
+    text: Array, first: Int, at: Int, shape: Int, signs: Int, count: Int, hints: Int
+) -> Int:
+    """`_strong_groups` for the numbers of Switzerland, Sweden and Poland."""
+    length = shape & LENGTH_MASK
+    if length == 13:
+        return 1 if is_ahv(text, at) else 0
+    if has_form(shape, signs, count, _AHV, same_signs(signs & 127, 3), 4) and not goes_on(signs, 4):
+        signed = signs & 127 == DOT or signs & 127 == BLANK
+        return 4 if signed and is_ahv(text, at) else 0
+    if has_form(shape, signs, count, _BORN_SHORT, DASH, 2):
+        return 2 if is_personnummer(text, at, np.int64(10)) else 0
+    if has_form(shape, signs, count, _BORN_LONG, DASH, 2):
+        return 2 if is_personnummer(text, at, np.int64(12)) else 0
+    if hints & CITIZEN != 0 and (length == 10 or length == 12):
+        return 1 if is_personnummer(text, at, length) else 0
+    if length == 11 and (hints & CITIZEN != 0 or _says_pesel(text, first, at)):
+        return 1 if is_pesel(text, at) else 0
     return 0
+
+
+@kernel
+def _says_pesel(text: Array, first: Int, at: Int) -> bool:
+    """Whether `PESEL` stands before a number, with up to three signs between."""
+    stop = at
+    while stop > first and at - stop < 3 and kind_at(text, stop - 1) & WORD == 0:
+        stop -= 1
+    return stop - first >= 5 and word_at(text, stop - 5, stop) == _PESEL
 
 
 @kernel
