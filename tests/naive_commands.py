@@ -1,4 +1,4 @@
-"""The slow twin of the hosts in command lines: a list of tokens, and a frame for each quoted text."""
+"""The slow twin of the hosts in command lines: tokens, and a frame for each quoted text."""
 
 from __future__ import annotations
 
@@ -6,50 +6,17 @@ import re
 from dataclasses import dataclass, field
 
 TOKEN = re.compile(
-    r"""(?P<word>(?:[^\s;|&()<>`'"\\\x00]|\\(?![\n'"]))+)|(?P<hidden>\\[\n'"])|(?P<line>\n)|(?P<stop>[;|])"""
-    r"""|(?P<quote>['"])|(?P<tick>`|(?<=\$)\()|(?P<open>\()|(?P<arrow>[<>])|(?P<amp>&)|(?P<blank>.)""",
+    r"""(?P<word>(?:[^\s;|&()<>`'"\\\x00]|\\(?![\n'"]))+)|(?P<hidden>\\[\n'"])|(?P<line>\n)"""
+    r"""|(?P<stop>[;|])|(?P<quote>['"])|(?P<tick>`|(?<=\$)\()|(?P<open>\()|(?P<arrow>[<>])"""
+    r"""|(?P<amp>&)|(?P<blank>.)""",
     re.DOTALL,
 )
-WRAPPERS = set(
-    [
-        "sudo",
-        "doas",
-        "env",
-        "exec",
-        "nice",
-        "ionice",
-        "stdbuf",
-        "timeout",
-        "nohup",
-        "setsid",
-        "command",
-        "builtin",
-        "eval",
-        "busybox",
-        "xargs",
-        "watch",
-        "sh",
-        "bash",
-        "dash",
-        "zsh",
-        "ksh",
-        "ash",
-        "fish",
-        "su",
-        "cmd",
-        "docker",
-        "podman",
-        "kubectl",
-        "sshpass",
-        "strace",
-        "parallel",
-        "find",
-        "torsocks",
-        "flock",
-        "chroot",
-        "proxychains",
-    ]
-)
+_WRAPPERS = """
+sudo doas env exec nice ionice stdbuf timeout nohup setsid command builtin eval busybox xargs watch
+sh bash dash zsh ksh ash fish su cmd docker podman kubectl sshpass strace parallel find torsocks
+flock chroot proxychains
+"""
+WRAPPERS = set(_WRAPPERS.split())
 KEYWORDS = {"if", "then", "elif", "else", "do", "while", "until", "!", "{", "time", "$", "%"}
 FILES = {"md", "py", "sh", "rs", "zip", "txt", "js", "json", "pl", "mov"}
 TOP_LEVELS = {"com", "net", "org", "io", "uk", "md", "py", "sh", "rs", "zip", "dev", "id", "pl"}
@@ -143,7 +110,7 @@ class Commands:
         else:
             if self.nested:
                 words = self.frame.words
-                self.frame = Frame(self.outer.program, False, False, words)
+                self.frame = Frame(self.outer.program, expects=False, words=words)
             self.quote, self.fresh, self.nested = "", False, False
         self.frame.begun = True
 

@@ -139,7 +139,8 @@ def test_secrets_in_text(text: str, count: int) -> None:
         *((name, 0) for name in (
             "", "query", "max_tokens", "tokens", "token_s"[:-2] + "s_used", "tokenizer", "tokenize",
             "totalTokens", "next_page_token", "nextPageToken", "page_token", "nextToken",
-            "sync_token", "continuationToken", "resume_token", "cancellation_token", "authored_by", "authority", "authenticated", "key", "keyboard", "monkey",
+            "sync_token", "continuationToken", "resume_token", "cancellation_token",
+            "authored_by", "authority", "authenticated", "key", "keyboard", "monkey",
             "sort_key", "primary_key", "passed", "password"[:4], "compass", "forwarding",
         )),
         *((name, ACCOUNTISH) for name in (

@@ -345,8 +345,8 @@ class DataExfiltrationConfig(Section):
     enabled: bool = True
     """Whether the detector runs."""
     inside: Hosts = ()
-    """Hosts, mail domains and buckets that are ours, written as for `unknown_connection.allow`. Private
-    and local addresses are always inside."""
+    """Hosts, mail domains and buckets that are ours, written as for `unknown_connection.allow`.
+    Private and local addresses are always inside."""
     action: Action = "block"
     """What it asks for."""
 

@@ -28,31 +28,9 @@ _HOST = re.compile(rf"(?:\*?\.)?(?:{_LABEL}\.)*{_LABEL}")
 _LIKE_AN_ADDRESS = re.compile(r"[\d.]+(?:/[\d.]*)?|\[.*|[0-9a-f:.]*:[0-9a-f:.]*(?:/\d*)?")
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")  # Last part of an address, as URLs are read (WHATWG).
 _PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>\d{1,5})")
-STORES = frozenset(
-    [
-        "abfs",
-        "abfss",
-        "adl",
-        "az",
-        "azure",
-        "b2",
-        "cos",
-        "cosn",
-        "dropbox",
-        "gcs",
-        "gdrive",
-        "gs",
-        "hf",
-        "obs",
-        "onedrive",
-        "oss",
-        "r2",
-        "s3",
-        "s3a",
-        "s3n",
-        "wasb",
-        "wasbs",
-    ]
+STORES = (
+    *("abfs", "abfss", "adl", "az", "azure", "b2", "cos", "cosn", "dropbox", "gcs", "gdrive", "gs"),
+    *("hf", "obs", "onedrive", "oss", "r2", "s3", "s3a", "s3n", "wasb", "wasbs"),
 )
 """Schemes behind which stands the name of a bucket."""
 _BUCKET = re.compile(r"(?P<scheme>\w+)://[a-z0-9][a-z0-9._-]{0,254}")

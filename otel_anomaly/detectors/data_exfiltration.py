@@ -1,9 +1,10 @@
 """`data_exfiltration`: personal data or secrets in a call whose destination is outside.
 
 Sees: a call that holds both what should not leave and where to: a public host or bucket or a mail
-domain that is not among `inside`, or an account. From the first call on. Blind to: data in a form
-`content` does not know, encoded, or in a file the call only names; a destination that is not in the
-arguments; data and destination in two calls; an agent that first makes a stranger its habit.
+domain that is not among `inside`, or an account. From the first call on.
+Blind to: data in a form `content` does not know, encoded, or in a file the call only names; a
+destination that is not in the arguments; data and destination in two calls; an agent that first
+makes a stranger its habit.
 
     outside = destinations that are OUTSIDE and no habit of the agent
     hosts, accounts:  secrets + personal >= 1                    -> action
@@ -62,8 +63,10 @@ from otel_anomaly.otlp.content import ACCOUNT, ASIDE, DATUM, HOST, MAIL, OUTSIDE
 NAME: Final = "data_exfiltration"
 CLAUSES: Final = (
     "the call carries secrets and leads outside: {observed} of them, {limit} is too many",
-    "the call carries card, account or national id numbers and leads outside: {observed} of them,"
-    " {limit} is too many",
+    (
+        "the call carries card, account or national id numbers and leads outside:"
+        " {observed} of them, {limit} is too many"
+    ),
     "the call carries personal data and leads outside: {observed} of them, {limit} is too many",
 )
 SECRETS, STRONG, PERSONAL = np.arange(3)

@@ -61,8 +61,10 @@ from otel_anomaly.otlp.content import ACCOUNT, HOST, MAIL
 NAME: Final = "new_destination"
 CLAUSES: Final = (
     "the call leads where this agent never went in {usual} calls: {observed} new destinations",
-    "the call leads where no agent of this service went in {usual} calls: {observed} new"
-    " destinations",
+    (
+        "the call leads where no agent of this service went in {usual} calls:"
+        " {observed} new destinations"
+    ),
 )
 OF_AGENT, OF_SERVICE = np.arange(2)
 

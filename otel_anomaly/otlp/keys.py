@@ -3,8 +3,8 @@
 `_FORMS` is data: a prefix, the classes of the bytes behind it, and how many there must be. A form
 is looked for where a word begins inside a long run of key-like bytes, so running text costs
 nothing. What Azure calls AccountKey and SharedAccessKey is found by these names (`opaque`). Forms
-without a prefix of letters (JSON web tokens, private keys, Azure client secrets and SAS signatures, Telegram bots)
-have a few lines of their own. Test keys count like live ones.
+without a prefix of letters (JSON web tokens, private keys, client secrets and shared access
+signatures of Azure, Telegram bots) have a few lines of their own. Test keys count like live ones.
 
 Sources: the issuers' documentation, as collected in the rules of gitleaks (MIT) and in GitHub's
 list of secret scanning patterns; RFC 7468 (private keys), RFC 7519 (JSON web tokens).
@@ -262,7 +262,7 @@ def _shared_signature(text: Array, at: Int, end: Int) -> Int:
             return np.int64(-1)
         signs += 1
         at += 1
-    ends = at == end or kind_at(text, at) & (ALNUM | BASE64) == 0
+    ends = at == end or kind_at(text, at) & ALNUM == 0
     return at if signs == 44 and ends else np.int64(-1)
 
 

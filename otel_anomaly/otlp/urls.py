@@ -11,9 +11,9 @@ its own, and the two may differ about where the host ends; then both readings co
     http://listed.com)@evil.com/            listed.com, evil.com
     http://listed.com<newline>.evil.com/    listed.com, listed.com.evil.com
 
-Behind the schemes of storage services (`s3://bucket/key`) stands the name of a bucket, which anybody
-may own: it counts as public, and is told by scheme and name (`s3://bucket`), other spellings of the
-scheme (`s3a`) folded. `abfss://box@account.host/` and the like name a host, and count as one.
+Behind the schemes of storage services (`s3://bucket/key`) stands the name of a bucket, which
+anybody may own: it counts as public, and is told by scheme and name (`s3://bucket`), other
+spellings of the scheme (`s3a`) folded. `abfss://box@account.host/` names a host, and counts as one.
 
 The port decides whether a host is listed, so one that goes without saying is filled in. A password
 in front of the host is a secret.
