@@ -152,7 +152,7 @@ def test_c7() -> None:
     rig, calls = warm_rig(BLOCKING)
     verdict = one(rig, calls.at(WARM_S, **NOVEL))
     assert (verdict.action, verdict.types) == ("block", ("risk",))
-    assert "risk: 0.6 of 1, limit 0.3" in (verdict.reason or "")
+    assert "risk: weak signs add up to 0.6 on a scale to 1, limit 0.3" in (verdict.reason or "")
 
 
 def test_c8() -> None:

