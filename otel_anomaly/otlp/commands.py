@@ -27,7 +27,7 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1
+from otel_anomaly.kernels import Array, Int, Record, borrow, inlined, kernel, load1
 from otel_anomaly.otlp.characters import (
     ALNUM,
     DASH,
@@ -71,7 +71,7 @@ _PROGRAMS: Final = (
     *((word, EVERY, "cFiIlmMpQsStTwW", "", 0) for word in ("ping", "ping6", "fping")),
     *((word, EVERY, "fgimNpqstwzP", "", 0) for word in ("mtr", "tracert", "nmap")),
     ("traceroute"[-8:], EVERY, "fgimNpqstwzP", "", 0),
-    *((word, EVERY, "bcfkpty", "", 0) for word in ("dig", "drill", "host", "nslookup")),
+    *((word, EVERY, "bcfkpty", "", 0) for word in ("dig", "drill", "nslookup")),
     ("whois", EVERY, "pT", "h", 43),
     ("openssl", EVERY, "", "", 443),
     ("mongosh", EVERY, "up", "", 27017),
@@ -120,6 +120,9 @@ _HOSTED: Final = np.array([0, *(_letters(row[3]) for row in _PROGRAMS)], np.int6
 _PORTS: Final = np.array([0, *(row[4] for row in _PROGRAMS)], np.int64)
 _WRAPS: Final = word_set(word[-8:] for word in _WRAPPERS.split())
 _KEYS: Final = word_set(_KEYWORDS.split())
+_KNOWN: Final = word_set(
+    [row[0] for row in _PROGRAMS] + [word[-8:] for word in _WRAPPERS.split()] + _KEYWORDS.split()
+)
 _DIG: Final = next(row for row, program in enumerate(_PROGRAMS, 1) if program[0] == "dig")
 
 PLAIN, BLANK, NEWLINE, BREAK, QUOTE, TICK, ARROW, AND, OPEN, BACKSLASH = range(10)
@@ -160,8 +163,61 @@ _FLAGS: Final = (1 << 12) - 1
 _ROW_SHIFT, _OUTER_SHIFT, _QUOTE_SHIFT, _AT_SHIFT = 12, 18, 24, 32
 assert len(_PROGRAMS) < 63
 
-NOT_BEGUN: Final = np.int64(-1)
-"""`reading` of a value of which nothing is read."""
+NOT_BEGUN, NOTHING = np.int64(-1), np.int64(-2)
+"""`reading` of a value of which nothing is read, and of one with nothing to be read."""
+
+
+def _beginnings() -> Array:
+    """The first letter of a word, five bits -> the letters that may follow it in a program."""
+    following = np.zeros(32, np.uint32)
+    for word, *_ in _PROGRAMS:
+        name = next((name for name in _LONG_NAMES if name[-8:] == word), word)
+        following[ord(name[0]) & 31] |= np.uint32(1 << (ord(name[1]) & 31))
+    return following
+
+
+_BEGINNINGS: Final = _beginnings()
+_NAMES: Final = word_set(word for word, *_ in _PROGRAMS)
+_PROGRAM_MAX: Final = 16
+"""No name of a program is longer, so that words with dashes are not read again and again."""
+
+
+@kernel
+def _may_lead(text: Array, low: Int, end: Int) -> bool:
+    """Whether a value holds the name of a program that takes hosts, or `"//`.
+
+    Source code is full of words that look like hosts, and read as commands it would cost five
+    times what this does.
+    """
+    text = borrow(text)
+    inside = False
+    for i in range(low, end - 1):
+        byte = load1(text, i)
+        kind = kind_at(text, i)
+        if kind & LETTER != 0:
+            second = load1(text, i + 1) & 31
+            if not inside and load1(_BEGINNINGS, byte & 31) >> second & 1 != 0:
+                stop = span_of(text, i, min(end, i + _PROGRAM_MAX), WORD | DASH)
+                if holds(_NAMES, word_at(text, i, stop)):
+                    return True
+        elif byte == 47 and load1(text, i + 1) == 47 and _is_slashed(text, low, i + 2):
+            return True
+        inside = kind & WORD != 0
+    return False
+
+
+@inlined
+def host_around(
+    text: Array, low: Int, sign: Int, end: Int, reading: Int, plan: Record, found: Record
+) -> tuple[Int, Int, Int]:
+    """The host around the dot, or behind the @, at `sign`, where a command or `//` says it is one.
+
+    Returns (the position behind it, or 0; up to where no sign need be looked at; the reading).
+    """
+    begin, stop, named = name_around(text, low, sign, end)
+    if named:
+        return command_host(text, low, begin, stop, end, reading, plan, found)
+    return np.int64(0), stop, reading
 
 
 @inlined
@@ -190,6 +246,7 @@ def _end_of_host(text: Array, at: Int, stop: Int, end: Int, strict: bool) -> Int
 
     `strict`: neither does a name that may be a file's, `notes.md`.
     """
+    text = borrow(text)
     if stop - at > _NAME_MAX or stop == at or kind_at(text, at) & (ALNUM | HIGH) == 0:
         return np.int64(-1)
     follows = load1(text, stop) if stop < end else np.int64(0)
@@ -217,38 +274,55 @@ def _end_of_host(text: Array, at: Int, stop: Int, end: Int, strict: bool) -> Int
 
 
 @kernel
-def command_host(
-    text: Array, low: Int, sign: Int, end: Int, reading: Int, plan: Record, found: Record
-) -> tuple[Int, Int, Int]:
-    """The host around the dot, or behind the @, at `sign`, where a command or `//` says it is one.
+def name_around(text: Array, low: Int, sign: Int, end: Int) -> tuple[Int, Int, bool]:
+    """(begin, end, whether it may be a host) of the name around the dot, or behind the @, there.
 
-    Returns (the position behind it, or 0; up to where no sign need be looked at; the reading).
+    What can stand in no command is ruled out here, without a look at the command.
     """
+    text = borrow(text)
     begin = sign + 1
     if load1(text, sign) == 46:
         begin = sign
         while begin > low and kind_at(text, begin - 1) & _DOMAIN != 0:
             begin -= 1
-    run_end = span_of(text, begin, end, _DOMAIN)
-    if begin == low or _end_of_host(text, begin, run_end, end, strict=False) < 0:
-        return np.int64(0), run_end, reading
+    stop = span_of(text, begin, end, _DOMAIN)
+    if begin == low:
+        return begin, stop, False
     before = load1(text, begin - 1)
-    if before == 47:
-        stop = np.int64(0)
-        if _is_slashed(text, low, begin):
-            stop = _end_of_host(text, begin, run_end, end, strict=True)
-        if stop > 0:
-            _add(text, begin, stop, end, np.int64(0), np.int64(ASIDE), plan, found)
-        return max(stop, np.int64(0)), run_end, reading
     if kind_at(text, begin - 1) & WORD != 0 or before == 58 or before == 46:
-        return np.int64(0), run_end, reading
+        return begin, stop, False
+    if before == 47 and not _is_slashed(text, low, begin):
+        return begin, stop, False
+    return begin, stop, _end_of_host(text, begin, stop, end, strict=False) >= 0
+
+
+@kernel
+def command_host(
+    text: Array,
+    low: Int,
+    begin: Int,
+    stop: Int,
+    end: Int,
+    reading: Int,
+    plan: Record,
+    found: Record,
+) -> tuple[Int, Int, Int]:
+    """`host_around` for the name [begin, stop), which may be a host."""
+    text = borrow(text)
+    if reading == NOT_BEGUN and not _may_lead(text, low, end):
+        return np.int64(0), stop, NOTHING
+    if load1(text, begin - 1) == 47:
+        if _end_of_host(text, begin, stop, end, strict=True) < 0:
+            return np.int64(0), stop, reading
+        _add(text, begin, stop, end, np.int64(0), np.int64(ASIDE), plan, found)
+        return stop, stop, reading
     word, reading = _read_to(text, low, begin, end, reading)
-    stop = np.int64(0)
-    if _is_meant(text, word, begin, run_end, end, reading):
-        stop = run_end
-        port = _PORTS[(reading >> _ROW_SHIFT) & 63]
-        _add(text, begin, stop, end, port, np.int64(ASIDE), plan, found)
-    return stop, max(run_end, _end_of_word(text, word, end)), reading
+    behind = max(stop, _end_of_word(text, word, end))
+    if not _is_meant(text, word, begin, stop, end, reading):
+        return np.int64(0), behind, reading
+    port = _PORTS[(reading >> _ROW_SHIFT) & 63]
+    _add(text, begin, stop, end, port, np.int64(ASIDE), plan, found)
+    return stop, behind, reading
 
 
 @inlined
@@ -263,6 +337,7 @@ def _is_slashed(text: Array, low: Int, at: Int) -> bool:
 @kernel
 def slashed_host(text: Array, at: Int, end: Int, plan: Record, found: Record) -> bool:
     """Add the host of a value `//host/path`, which is a URL without its scheme."""
+    text = borrow(text)
     if end - at < 4 or (load1(text, at) == 92 and load1(text, at + 1) == 92):
         return False
     for i in range(at, at + 2):
@@ -281,6 +356,7 @@ def _add(
     text: Array, at: Int, stop: Int, end: Int, port: Int, aside: Int, plan: Record, found: Record
 ) -> None:
     """Add the host [at, stop); a port may follow it."""
+    text = borrow(text)
     if end - stop > 1 and load1(text, stop) == 58:
         port = read_port(text, stop + 1, end, port)
     host = np.empty(HOST_BYTES, np.uint8)
@@ -291,6 +367,7 @@ def _add(
 @kernel
 def _is_meant(text: Array, word: Int, at: Int, stop: Int, end: Int, reading: Int) -> bool:
     """Whether the host [at, stop) in the word that begins at `word` is where the command goes."""
+    text = borrow(text)
     row, flags = (reading >> _ROW_SHIFT) & 63, reading & _FLAGS
     if row == 0 or flags & SKIP_NOW != 0:
         return False
@@ -333,6 +410,7 @@ def _is_escape(text: Array, at: Int, end: Int) -> bool:
 @kernel
 def _end_of_word(text: Array, at: Int, end: Int) -> Int:
     """The position behind a run of bytes that part nothing."""
+    text = borrow(text)
     while at < end:
         sort = load1(_SORTS, load1(text, at))
         if sort != PLAIN and (sort != BACKSLASH or _is_escape(text, at, end)):
@@ -344,6 +422,7 @@ def _end_of_word(text: Array, at: Int, end: Int) -> Int:
 @kernel
 def _read_to(text: Array, low: Int, goal: Int, end: Int, reading: Int) -> tuple[Int, Int]:
     """Read on, up to the word that holds `goal`: (where it begins, the reading)."""
+    text = borrow(text)
     at, state = low, np.int64(EXPECTS)
     if reading != NOT_BEGUN:
         at, state = low + (reading >> _AT_SHIFT), reading & ((np.int64(1) << _AT_SHIFT) - 1)
@@ -366,6 +445,7 @@ def _read_to(text: Array, low: Int, goal: Int, end: Int, reading: Int) -> tuple[
 @kernel
 def _part(text: Array, low: Int, at: Int, end: Int, sort: Int, state: Int) -> Int:
     """The state behind a byte that parts words, commands or quoted texts."""
+    text = borrow(text)
     flags, row = state & _FLAGS, (state >> _ROW_SHIFT) & 63
     outer, quote = (state >> _OUTER_SHIFT) & 63, (state >> _QUOTE_SHIFT) & 255
     byte = load1(text, at)
@@ -396,6 +476,7 @@ def _part(text: Array, low: Int, at: Int, end: Int, sort: Int, state: Int) -> In
 @kernel
 def _take(text: Array, at: Int, end: Int, state: Int) -> Int:
     """The state behind a word: a program, a wrapper, an option, or anything else."""
+    text = borrow(text)
     flags, row = state & _FLAGS | IN_WORD, (state >> _ROW_SHIFT) & 63
     rest = state >> _OUTER_SHIFT << _OUTER_SHIFT
     quoted = (state >> _QUOTE_SHIFT) & 255 != 0
@@ -425,6 +506,7 @@ def _take(text: Array, at: Int, end: Int, state: Int) -> Int:
 @kernel
 def _option(text: Array, at: Int, end: Int, row: Int) -> Int:
     """What an option says of the word behind it."""
+    text = borrow(text)
     if load1(text, at + 1) == 45:
         if end - at == 6 and load_rest(text, at, np.int64(6)) == _HOST_OPTION:
             return np.int64(HOST_NEXT)
@@ -445,6 +527,7 @@ def _option(text: Array, at: Int, end: Int, row: Int) -> Int:
 @kernel
 def _word_is(text: Array, at: Int, end: Int) -> tuple[Int, bool, bool]:
     """(row of the program, whether it wraps one, whether one may still come) of a word."""
+    text = borrow(text)
     start = at
     for i in range(at, end - 1):
         byte = load1(text, i)
@@ -457,6 +540,8 @@ def _word_is(text: Array, at: Int, end: Int) -> tuple[Int, bool, bool]:
         end -= 4
         name = word_at(text, start, end)
     length = end - start
+    if not holds(_KNOWN, name):
+        return np.int64(0), False, False
     for row in range(1, _HEADS.size):
         if _HEADS[row] == name and _LENGTHS[row] == length:
             return np.int64(row), False, False

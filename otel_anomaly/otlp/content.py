@@ -29,7 +29,13 @@ from otel_anomaly.otlp.characters import (
     kind_at,
     span_of,
 )
-from otel_anomaly.otlp.commands import NOT_BEGUN, command_host, may_name_host, slashed_host
+from otel_anomaly.otlp.commands import (
+    NOT_BEGUN,
+    NOTHING,
+    host_around,
+    may_name_host,
+    slashed_host,
+)
 from otel_anomaly.otlp.found import (
     ACCOUNT,
     ASIDE,
@@ -260,8 +266,9 @@ def _sweep(
             elif byte == _STOP or byte == _AT:
                 if byte == _STOP and i >= link_end and i > at and load1(text, i - 1) | 32 == _W:
                     link_end = max(link_end, bare_www(text, at, i, end, plan, found))
-                if i >= link_end and i >= word_end and may_name_host(text, at, i, end):
-                    link, word_end, reading = command_host(text, at, i, end, reading, plan, found)
+                free = reading != NOTHING and i >= link_end and i >= word_end
+                if free and may_name_host(text, at, i, end):
+                    link, word_end, reading = host_around(text, at, i, end, reading, plan, found)
                     link_end = max(link_end, link)
                 if byte == _AT and i >= link_end and may_be_mail(text, link_end, i, end):
                     if aside == _UNKNOWN:
