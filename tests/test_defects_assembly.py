@@ -406,4 +406,4 @@ def test_assembly_23_an_agent_may_work_with_programs() -> None:
     verdict = one(
         rig, calls.at(WARM_S + HOUR / 2, tool="bash", arguments=text(command="nmap -sS 10.0.0.1"))
     )
-    assert (verdict.action, verdict.types) == ("warn", ("child_process",))
+    assert (verdict.action, verdict.types) == ("warn", ("new_destination", "child_process"))
