@@ -167,8 +167,7 @@ def _add_replay(commands: _Commands) -> None:
     parser.add_argument(
         "--signal",
         choices=(Signal.TRACES.value, Signal.LOGS.value),
-        default=Signal.TRACES.value,
-        help="what binary files hold (default: traces)",
+        help="what all binary files hold (default: each what can be read in it)",
     )
     parser.add_argument(
         "--explain",
@@ -198,7 +197,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         output_format=arguments.format,
         calls=arguments.calls,
-        signal=Signal(arguments.signal),
+        signal=Signal(arguments.signal) if arguments.signal else None,
         explain=arguments.explain,
         stdout=sys.stdout,
     )

@@ -25,6 +25,9 @@ from numba.core.dispatcher import _FunctionCompiler
 from numba.core.registry import CPUDispatcher
 from numba.core.types import Dispatcher
 
+_MAKERS = {"empty", "zeros", "borrow", "room"}
+"""What kernels make arrays with."""
+
 
 class _Unfinished(JITCodeLibrary):
     """A library that is only there to be linked: one function, and nothing that it calls."""
@@ -47,15 +50,39 @@ class _Whole(JITCodeLibrary):
 
     def finalize(self) -> None:
         """As numba does it, with everything at hand."""
-        found: dict[JITCodeLibrary, None] = {}
-        waiting = list(self._linking_libraries)
-        while waiting:
-            library = waiting.pop()
-            if library not in found:
-                found[library] = None
-                waiting.extend(library.calls if isinstance(library, _Unfinished) else ())
-        self._linking_libraries = list(found)
+        self._linking_libraries = _callers_first(self)
         super().finalize()
+        assert not self._left_out(), "code that is called and not there would be a jump to nowhere"
+
+    def _left_out(self) -> set[str]:
+        """Functions that are called, and lie in a library that was linked, but were not taken in.
+
+        In this process they may be found elsewhere; in one that loads the code from disk, not.
+        """
+        wanted = {each.name for each in self._final_module.functions if each.is_declaration}
+        modules = (library._final_module for library in self._linking_libraries)  # noqa: SLF001
+        there = (each for module in modules for each in module.functions)
+        return {each.name for each in there if each.name in wanted and not each.is_declaration}
+
+
+def _callers_first(whole: _Whole) -> list[JITCodeLibrary]:
+    """All libraries that `whole` needs, each behind every one that calls it.
+
+    LLVM takes a function in when something there calls it already, and else leaves it out.
+    """
+    begun: set[JITCodeLibrary] = set()
+    done: list[JITCodeLibrary] = []
+    waiting = [(library, False) for library in whole._linking_libraries]  # noqa: SLF001
+    while waiting:
+        library, all_it_calls_is_done = waiting.pop()
+        if all_it_calls_is_done:
+            done.append(library)
+        elif library not in begun:
+            begun.add(library)
+            waiting.append((library, True))
+            if isinstance(library, _Unfinished):
+                waiting.extend((each, False) for each in library.calls)
+    return done[::-1]
 
 
 class _EntryCompiler(_FunctionCompiler):
@@ -90,27 +117,37 @@ class _Ingredient(CPUDispatcher):
             known = self.overloads.get(tuple(arguments))
             if known is not None:
                 return known.entry_point
-            flags = compiler.Flags()
-            self.targetdescr.options.parse_as_flags(flags, self.targetoptions)
-            flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
-            # Else it is taken over from whoever calls, and all below an inlined kernel is inlined:
-            # the rare ways of reading an argument were copied into each place that may lead there,
-            # which took minutes and a gigabyte to optimise.
-            flags.forceinline = self.targetoptions.get("forceinline", False)
-            made = compiler.compile_extra(
-                self.typingctx,
-                self.targetctx,
-                self.py_func,
-                args=arguments,
-                return_type=return_type,
-                flags=flags,
-                locals=self.locals,
-                library=_Unfinished(self.targetctx.codegen(), self.py_func.__qualname__),
-            )
+            made = self._lower(arguments, return_type)
             made = made._replace(entry_point=object())
             self.targetctx.insert_user_function(made.entry_point, made.fndesc, [made.library])
             self.overloads[tuple(arguments)] = made
             return made.entry_point
+
+    def _lower(self, arguments: Any, return_type: Any) -> Any:
+        """Type and lower.
+
+        References are counted only where arrays are made: whoever calls holds those handed over
+        until we return, and kernels return none of their own. Counting is a call for each array,
+        each time it is handed on, which was a third of the scan.
+        """
+        flags = compiler.Flags()
+        self.targetdescr.options.parse_as_flags(flags, self.targetoptions)
+        flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+        flags.nrt = not _MAKERS.isdisjoint(self.py_func.__code__.co_names)
+        # Else it is taken over from whoever calls, and all below an inlined kernel is inlined:
+        # the rare ways of reading an argument were copied into each place that may lead there,
+        # which took minutes and a gigabyte to optimise.
+        flags.forceinline = self.targetoptions.get("forceinline", False)
+        return compiler.compile_extra(
+            self.typingctx,
+            self.targetctx,
+            self.py_func,
+            args=arguments,
+            return_type=return_type,
+            flags=flags,
+            locals=self.locals,
+            library=_Unfinished(self.targetctx.codegen(), self.py_func.__qualname__),
+        )
 
 
 class _Entry(CPUDispatcher):

@@ -15,11 +15,11 @@ from __future__ import annotations
 import numpy as np
 
 from otel_anomaly.detectors import loop, rate
-from otel_anomaly.detectors.finding import LATE
+from otel_anomaly.detectors.finding import LATE, PAUSE
 from otel_anomaly.entities.identity import resolve
 from otel_anomaly.entities.links import (
-    COUNTED,
     FOLDED_MAX,
+    STEPS_MAX,
     WAITERS_MAX,
     find_link,
     find_or_make_link,
@@ -27,10 +27,11 @@ from otel_anomaly.entities.links import (
     outermost,
 )
 from otel_anomaly.entities.table import Table, find, find_or_make
-from otel_anomaly.kernels import Int, Record, copy_record, inlined, kernel
+from otel_anomaly.kernels import Array, Int, Record, copy_record, inlined, kernel
 from otel_anomaly.otlp.dialects import AGENT, WEAK
 from otel_anomaly.otlp.rows import IS_SERVER
 from otel_anomaly.scoring import (
+    DETECTORS,
     LEARNED_AGENT,
     LEARNED_RATE,
     LEARNED_SERVICE,
@@ -43,7 +44,7 @@ from otel_anomaly.scoring import (
     unlearn_agent,
     unlearn_service,
 )
-from otel_anomaly.state import MOVED, MOVED_MAX, Plans, Scratch, State
+from otel_anomaly.state import FOLDED_CALLS, MOVED, MOVED_MAX, Plans, Scratch, State
 
 
 @inlined
@@ -126,18 +127,40 @@ def _set_keys(entry: Record, person: Record) -> None:
     entry["rate_key"], entry["session_key"] = person["rate_key"], person["session_key"]
 
 
+@inlined
+def _is_alarming(signs: Array) -> bool:
+    """Whether a detector asks for pause or more."""
+    alarming = False
+    for detector in range(len(DETECTORS)):
+        sign = signs[detector]
+        alarming = alarming or (sign["score"] > 0.0 and sign["action"] >= PAUSE)
+    return alarming
+
+
 @kernel
 def relearn(
-    entry: Record, call: Record, person: Record, plans: Plans, state: State, scratch: Scratch
+    entry: Record,
+    call: Record,
+    person: Record,
+    plan: Int,
+    plans: Plans,
+    state: State,
+    scratch: Scratch,
+    told: Int,
 ) -> None:
-    """Take back what a call taught and teach it as it is known now: `call`, made by `person`."""
+    """Take back what a call taught and teach it as it is known now: `call`, made by `person`, whose
+    limits are those of `plan`.
+
+    The signs of the call, as if it had been known so at once, are left in `scratch`. When they are
+    `told`, an alarm among them keeps the call out of what is usual.
+    """
     _unlearn(entry, plans, state)
     copy_record(entry["call"], call)
-    entry["call"]["fresh"] = 1
+    entry["call"]["fresh"], entry["plan"] = 1, plan
     _set_keys(entry, person)
     places = scratch.work[0]["places"]
     find_places(person, call["time_ns"], state, places)
-    # Scoring brings the rings of the new rows up to date; what it says is not told.
+    # Scoring also brings the rings of the new rows up to date.
     score_all(
         entry["call"],
         plans.limits[entry["plan"]],
@@ -147,6 +170,8 @@ def relearn(
         state.sessions.rows[places["session"]],
         scratch.signs,
     )
+    if told != 0 and _is_alarming(scratch.signs):
+        entry["alarmed"] = 1
     learn_call(entry, places, plans, state, scratch)
     state.counters[MOVED] += 1
 
@@ -154,27 +179,57 @@ def relearn(
 @inlined
 def entry_of(state: State, serial: Int) -> Int:
     """Where a call lies in the journal, or -1 when it fell out of it."""
-    place = serial % state.journal.size
-    return place if serial != 0 and state.journal[place]["serial"] == serial else np.int64(-1)
+    age = state.watermark[1] - serial
+    if serial == 0 or age >= state.journal.size:
+        return np.int64(-1)
+    place = state.watermark[3] - age
+    return place if place >= 0 else place + state.journal.size
 
 
 @inlined
-def note_entry(own: Record, verdict: Record, call: Record, call_id: Int, state: State) -> Int:
-    """Write a call that is about to be learned into the journal. Returns its serial number."""
-    trace = verdict["person"]["trace"]
+def leading(state: State, serial: Int) -> Int:
+    """Serial number of the call that a judged one turned out to be part of, or its own; 0 when that
+    fell out of the journal."""
+    for _ in range(STEPS_MAX):
+        place = entry_of(state, serial)
+        if place < 0:
+            return np.int64(0)
+        if state.journal[place]["into"] == 0:
+            return serial
+        serial = np.int64(state.journal[place]["into"])
+    return np.int64(0)
+
+
+@inlined
+def _next_entry(state: State) -> Int:
+    """The place of a new call in the journal, in the ring after the newest."""
+    place = state.watermark[3] + 1
+    state.watermark[3] = place = place if place < state.journal.size else np.int64(0)
     state.watermark[1] += 1
+    return np.int64(place)
+
+
+@inlined
+def note_entry(
+    row: Record, own: Record, verdict: Record, call: Record, call_id: Int, state: State
+) -> Int:
+    """Write a call that is about to be learned into the journal. Returns its place there."""
+    trace = verdict["person"]["trace"]
+    place = _next_entry(state)
     serial = state.watermark[1]
-    entry = state.journal[serial % state.journal.size]
+    entry = state.journal[place]
     entry["serial"], entry["plan"] = serial, verdict["plan"]
+    entry["start_ns"], entry["end_ns"] = row["start_ns"], row["end_ns"]
     entry["before"], entry["next_waiting"], entry["call_id"] = 0, 0, call_id
     entry["learned"], entry["alarmed"], entry["folded"] = 0, 0, 0
+    entry["into"] = 0
     if trace != 0:
         entry["before"] = state.traces.rows[trace]["last"]
         state.traces.rows[trace]["last"] = serial
     _set_keys(entry, verdict["person"])
     copy_record(entry["own"], own)
     copy_record(entry["call"], call)
-    return serial
+    return place
 
 
 @kernel
@@ -191,11 +246,12 @@ def settle_trace(trace: Record, plans: Plans, state: State, scratch: Scratch) ->
     for i in range(count - 1, -1, -1):
         entry = state.journal[scratch.serials[i]]
         resolve(state.traces, state.links, entry["own"], plan["scope"], plan["seed"], person)
-        if not _same_keys(entry, person):
+        if entry["into"] == 0 and not _same_keys(entry, person):
             call = scratch.work[0]["call"]
             copy_record(call, entry["call"])
             call["agent"] = person["hash"][AGENT]
-            relearn(entry, call, person, plans, state, scratch)
+            same = np.int64(entry["plan"])
+            relearn(entry, call, person, same, plans, state, scratch, np.int64(0))
 
 
 @inlined
@@ -229,9 +285,16 @@ def _wake_one(entry: Record, plans: Plans, state: State, scratch: Scratch) -> No
     above, missing = outermost(links, np.int64(own["parent"]), tool, call_id)
     if above >= 0:
         outer = links.spans[above]
-        if outer["flags"] & COUNTED == 0 and outer["folded"] < FOLDED_MAX:
-            outer["event"] = entry["serial"]
+        if outer["folded"] < FOLDED_MAX:
             outer["folded"] += 1
+            if entry_of(state, np.int64(outer["event"])) < 0:
+                outer["event"] = entry["serial"]
+            elif outer["event"] != entry["serial"]:
+                # Both were judged before what joins them came: the inner one is taken back.
+                _unlearn(entry, plans, state)
+                entry["into"] = outer["event"]
+                state.counters[FOLDED_CALLS] += 1
+                return
     if _looks_for_an_agent(own):
         person = scratch.work[0]["person"]
         resolve(state.traces, links, own, plan["scope"], plan["seed"], person)

@@ -104,6 +104,7 @@ def note_episodes(
     state: State,
     places: Record,
     signs: Array,
+    which: Int,
     findings: Array,
     verdict: Record,
     row: Int,
@@ -111,7 +112,8 @@ def note_episodes(
     steps: Array,
     used: Int,
 ) -> Int:
-    """Bring the episodes of all detectors up to date with one call. Returns the steps in use.
+    """Bring the episodes of the detectors in `which` (bits) up to date with one call. Returns the
+    steps in use.
 
     `rate` and `loop` speak of their own rows, all others of the agent; of the session when no
     agent is known.
@@ -121,6 +123,8 @@ def note_episodes(
     session = state.sessions.rows[places["session"]]
     for detector in range(len(DETECTORS)):
         bit = np.int64(1) << detector
+        if which & bit == 0:
+            continue
         finding = _finding_of(findings, verdict, detector)
         of_agent = detector not in (RATE, LOOP) and places["agent"] != 0
         if of_agent:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_NO = 0, 1
 _SPAN_ID_BYTES: Final = 8
+_UNTOLD: Final = "no_arguments"
+"""Why a detector did not look at a call: of `why_not`."""
 
 
 class Explanation:
@@ -43,6 +45,7 @@ class Explanation:
         self._call: Call | None = None
         self._rows: list[dict[str, Any]] = []
         self._place = 0
+        self._kept = b""
 
     def look_for(self, columns: Columns, processor: Processor) -> None:
         """Ask the judge to keep its signs, once the span is found in a request.
@@ -67,16 +70,36 @@ class Explanation:
         self, columns: Columns, judgement: Judgement, reporter: Reporter, processor: Processor
     ) -> None:
         """Keep what is said when the span is among those just judged."""
-        if self._identity == 0 or self._call is not None:
+        if self._identity == 0:
             return
+        explained = processor.explained()
+        kept, before = explained.tobytes(), self._kept
+        self._kept = kept
         found = columns.rows["identity"] == self._identity
         found &= judgement.verdicts["judged"] != 0
-        for number in np.flatnonzero(found).tolist():
-            self._call = reporter.call(columns, judgement, processor.state, number)
-            self._place = int(processor.explained()["plan"])
-            findings = reporter.findings(judgement, number, self._call.who)
-            self._rows = _rows(processor, {f.detector: f.reason for f in findings})
-            return
+        if self._call is None:
+            for number in np.flatnonzero(found).tolist()[:1]:
+                self._call = reporter.call(columns, judgement, processor.state, number)
+                self._place = int(explained["plan"])
+                self._rows = self._told(judgement, reporter, processor, number)
+        elif kept != before and not found.any():
+            # Not a copy, but a record that came later and says more of the call.
+            number = int(explained["row"])
+            call = reporter.call(columns, judgement, processor.state, number)
+            if call.score > self._call.score:
+                self._call = self._call._replace(
+                    action=call.action, would_be=call.would_be, score=call.score
+                )
+            rows = self._told(judgement, reporter, processor, number)
+            pairs = zip(self._rows, rows, strict=True)
+            self._rows = [new if old["skipped"] == _UNTOLD else old for old, new in pairs]
+
+    def _told(
+        self, judgement: Judgement, reporter: Reporter, processor: Processor, number: int
+    ) -> list[dict[str, Any]]:
+        assert self._call is not None
+        findings = reporter.findings(judgement, number, self._call.who)
+        return _rows(processor, {f.detector: f.reason for f in findings})
 
     def print(self, stdout: TextIO, output_format: str) -> int:
         """Write it down. Returns the exit code."""

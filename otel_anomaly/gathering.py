@@ -191,6 +191,7 @@ def gather(
     found = arguments["found"]
     call["secrets"], call["personal"] = found["secrets"], found["personal"]
     call["personal_strong"] = found["personal_strong"]
+    call["credentials"] = found["credentials"]
     call["destinations"] = found["destinations"]
     for i in range(DESTINATIONS_MAX):
         call["destination"][i] = found["destination"][i]
@@ -217,6 +218,7 @@ def complete(call: Record, earlier: Record, seed: Int) -> None:
     call["names"], call["program"] = earlier["names"], earlier["program"]
     call["secrets"], call["personal"] = earlier["secrets"], earlier["personal"]
     call["personal_strong"] = earlier["personal_strong"]
+    call["credentials"] = earlier["credentials"]
     call["destinations"] = earlier["destinations"]
     for i in range(DESTINATIONS_MAX):
         call["destination"][i] = earlier["destination"][i]

@@ -6,10 +6,7 @@ One call is finished before the next begins, so a verdict never depends on how t
 into requests. Only three things come from outside: the columns of the scan, the state, and the
 arrival time, which bounds a clock that runs ahead and stands in where a span has no time.
 
-Before its calls are judged, a request is looked at as a whole: its spans say who is at work in
-their traces and who is above whom, calls judged before are moved where that is news
-(`correction`), and the spans of one call are gathered into its outermost (`entities.links`).
-So the order of spans within a request makes no difference.
+Before its calls are judged, a request is looked at as a whole (`looking`).
 
 A span seen before is judged against the state as it is, and changes nothing; the same goes for an
 outer span of a call that was judged already. A span whose ids are not valid cannot be told from its
@@ -22,38 +19,39 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.ahead import AHEAD, prefetch_entities
+from otel_anomaly.ahead import (
+    AHEAD,
+    FAR_AHEAD,
+    prefetch_agent,
+    prefetch_loop,
+    prefetch_session,
+    prefetch_slots,
+)
 from otel_anomaly.correction import (
     entry_of,
     find_places,
+    leading,
     learn_call,
     note_entry,
     relearn,
-    settle_trace,
     wait_above,
-    wake,
 )
 from otel_anomaly.detectors.finding import ALLOW, OFF, PAUSE, WARN
-from otel_anomaly.entities.identity import note_own, remember_name, remember_trace, resolve
+from otel_anomaly.entities.identity import note_own
 from otel_anomaly.entities.links import (
     COUNTED,
     FOLDED,
     FOLDED_MAX,
-    IS_TOOL,
     KNOWN,
     PART_FAILED,
     SPOKEN,
-    STEPS_MAX,
-    STOPS,
     find_link,
     find_or_make_link,
-    outermost,
-    prefetch_link,
-    steps_to,
+    link_at,
+    make_link,
 )
-from otel_anomaly.entities.table import find, prefetch_slot
 from otel_anomaly.episode_steps import note_episodes
-from otel_anomaly.gathering import choose_plan, complete, gather
+from otel_anomaly.gathering import complete, gather
 from otel_anomaly.kernels import (
     Array,
     Int,
@@ -63,17 +61,14 @@ from otel_anomaly.kernels import (
     inlined,
     kernel,
 )
-from otel_anomaly.otlp.dialects import AGENT, ARGUMENTS, CALL_ID, RESULT, TOOL, WEAK
-from otel_anomaly.otlp.hashing import hash_two
+from otel_anomaly.looking import NOT_LOOKED, call_id_of, key_of_id, look_above, tool_of
+from otel_anomaly.otlp.dialects import ARGUMENTS, CALL_ID
 from otel_anomaly.otlp.scan import (
     ABSENT,
     BAD_ID,
-    IS_BOUNDARY,
     IS_CALL,
     IS_ERROR,
     IS_LOG,
-    IS_MCP,
-    IS_PART,
 )
 from otel_anomaly.scoring import (
     DETECTORS,
@@ -103,9 +98,6 @@ from otel_anomaly.state import (
     borrow_state,
 )
 
-BORROWED: Final = ABSENT - STEPS_MAX - 1
-"""Order of what an outer span has from an inner one, with the steps between them added."""
-
 
 @inlined
 def _settle_time(
@@ -132,147 +124,12 @@ def _settle_time(
 
 
 @inlined
-def _tool_of(row: Record) -> Int:
-    """Hash of the tool's name, 0: not told."""
-    return np.int64(row["hash"][TOOL] if row["order"][TOOL] != ABSENT else 0)
-
-
-@inlined
-def _call_id_of(row: Record) -> Int:
-    """Hash of the call's id, 0: not told. MCP numbers its requests without regard to it."""
-    told = row["order"][CALL_ID] != ABSENT and row["flags"] & IS_MCP == 0
-    return np.int64(row["hash"][CALL_ID] if told else 0)
-
-
-@inlined
-def _key_of_id(row: Record, seed: Int) -> Int:
-    """Key of a call by its id: call ids are only good within a trace."""
-    return hash_two(row["trace"], row["hash"][CALL_ID], seed)
-
-
-@inlined
-def _link_span(data: Array, row: Record, number: Int, seed: Int, state: State, now_ns: Int) -> Int:
-    """Note where a span stands: whose child it is, and what it is to the calls below.
-
-    Returns 1 when calls wait for it.
-    """
-    flags = row["flags"]
-    if flags & IS_CALL == 0 and find(state.traces, row["trace"]) == 0:
-        return np.int64(0)  # Nobody calls tools in this trace.
-    link = state.links.spans[find_or_make_link(state.links, row["identity"])]
-    link["flags"] |= KNOWN
-    link["parent"] = row["parent"]
-    link["request"], link["row"] = state.watermark[2], number
-    waited = np.int64(1 if link["waiting"] != 0 else 0)
-    if flags & IS_CALL != 0:
-        link["flags"] |= IS_TOOL
-        link["tool"], link["call_id"] = _tool_of(row), _call_id_of(row)
-        if row["order"][CALL_ID] != ABSENT:
-            key = _key_of_id(row, seed)
-            state.links.spans[find_or_make_link(state.links, key)]["flags"] |= KNOWN
-    elif flags & IS_BOUNDARY != 0:
-        link["flags"] |= STOPS
-        if row["order"][AGENT] < WEAK and row["hash"][AGENT] != 0:
-            link["agent"] = row["hash"][AGENT]
-            remember_name(state.names, data, row, now_ns)
-    if flags & IS_PART != 0 and flags & IS_ERROR != 0 and row["parent"] != 0:
-        above = find_or_make_link(state.links, row["parent"])
-        state.links.spans[above]["flags"] |= PART_FAILED
-    return waited
-
-
-@inlined
-def _is_linked(row: Record) -> bool:
-    """Whether a row takes part in who is above whom."""
-    return row["flags"] & (BAD_ID | IS_LOG) == 0 and row["identity"] != 0
-
-
-@inlined
-def _look_at_all(
-    data: Array, rows: Array, plans: Plans, state: State, scratch: Scratch, arrival_ns: Int
-) -> None:
-    """Take in what the spans of a request say of each other, before any of them is judged."""
-    state.watermark[2] += 1
-    seed = plans.judge[0]["seed"]
-    for number in range(rows.size):
-        row = rows[number]
-        prefetch_slot(state.traces, row["trace"])
-        prefetch_link(state.links, row["identity"])
-        if row["flags"] & IS_CALL != 0:
-            prefetch_link(state.links, row["parent"])
-            prefetch_link(state.links, _key_of_id(row, seed))
-    if arrival_ns == 0 and rows.size > 0:
-        # A replay that has just begun. Times beyond 2262 are negative.
-        arrival_ns = max(np.int64(rows[0]["end_ns"]), np.int64(0))
-    news, woken = np.int64(0), np.int64(0)
-    for number in range(rows.size):
-        news |= remember_trace(state.traces, data, rows[number], arrival_ns)
-    for number in range(rows.size):
-        if _is_linked(rows[number]):
-            woken |= _link_span(data, rows[number], np.int64(number), seed, state, arrival_ns)
-    for number in range(rows.size if woken != 0 else 0):
-        if _is_linked(rows[number]):
-            mine = find_link(state.links, rows[number]["identity"])
-            if mine >= 0 and state.links.spans[mine]["waiting"] != 0:
-                wake(rows[number]["identity"], plans, state, scratch)
-    for number in range(rows.size if news | woken != 0 else 0):
-        row = rows[number]
-        told = row["trace"] != 0 and row["flags"] & BAD_ID == 0
-        known = find(state.traces, row["trace"]) if told else np.int64(0)
-        if known != 0 and state.traces.rows[known]["changed"] != 0:
-            settle_trace(state.traces.rows[known], plans, state, scratch)
-    for number in range(rows.size):
-        row = rows[number]
-        if row["flags"] & (IS_CALL | IS_LOG) == IS_CALL and row["parent"] != 0:
-            place, _ = outermost(state.links, row["parent"], _tool_of(row), _call_id_of(row))
-            if place >= 0:
-                _give_to_outer(data, rows, row, place, state)
-
-
-@kernel
-def _tells_more(data: Array, row: Record, role: Int, order: Int, outer: Record) -> bool:
-    """Whether `row` is to speak in a role rather than who spoke for `outer` so far.
-
-    The nearest speaks, of equally near ones the longest, then the smallest in bytes: not the first
-    to arrive.
-    """
-    if outer["order"][role] != order:
-        return bool(order < outer["order"][role])
-    size = row["length"][role]
-    if size != outer["length"][role]:
-        return bool(size > outer["length"][role])
-    at, there = row["at"][role], outer["at"][role]
-    for i in range(size):
-        if data[at + i] != data[there + i]:
-            return bool(data[at + i] < data[there + i])
-    return False
-
-
-@kernel
-def _give_to_outer(data: Array, rows: Array, row: Record, place: Int, state: State) -> None:
-    """What the inner span of a call tells and the outer one of the same request does not."""
-    link = state.links.spans[place]
-    if link["request"] != state.watermark[2]:
-        if row["flags"] & IS_ERROR != 0:
-            link["flags"] |= PART_FAILED
-        return
-    outer = rows[link["row"]]
-    order = BORROWED + steps_to(state.links, row["parent"], place)
-    for role in (ARGUMENTS, RESULT, TOOL, CALL_ID):
-        if row["order"][role] < BORROWED and _tells_more(data, row, role, order, outer):
-            outer["order"][role], outer["kind"][role] = order, row["kind"][role]
-            outer["at"][role], outer["length"][role] = row["at"][role], row["length"][role]
-            outer["hash"][role] = row["hash"][role]
-    if row["flags"] & IS_ERROR != 0:
-        outer["flags"] |= IS_ERROR
-
-
-@inlined
 def _decide(
     plans: Plans, signs: Array, number: Int, verdict: Record, findings: Array, used: Array
-) -> Int:
-    """All findings are kept, the strongest action is the verdict. Returns it, mode left aside."""
-    action, worst = ALLOW, 0.0
+) -> tuple[Int, Int]:
+    """All findings are kept, the strongest action is the verdict. Returns it, mode left aside, and
+    whose findings ask for warn or more: bit a detector."""
+    action, worst, found = ALLOW, 0.0, np.int64(0)
     verdict["finding"] = used[0]
     strongest = plans.judge[0]["action_max"]
     for detector in range(len(DETECTORS)):
@@ -280,6 +137,7 @@ def _decide(
         verdict["skipped"][detector] = sign["skipped"]
         if sign["score"] > 0.0:
             action = max(action, np.int64(sign["action"]))
+            found |= np.int64(sign["action"] >= WARN) << detector
             if SPEAKS_FOR_ITSELF[detector]:
                 worst = max(worst, sign["score"])
             finding = findings[used[0]]
@@ -293,7 +151,7 @@ def _decide(
     verdict["asked"] = action
     verdict["learning"] = is_learning(signs)
     verdict["late"] = is_late(signs)
-    return action
+    return action, found
 
 
 @inlined
@@ -311,7 +169,7 @@ def _score(limits: Record, state: State, places: Record, call: Record, signs: Ar
 
 
 @inlined
-def _event_of_id(row: Record, seed: Int, state: State) -> tuple[Int, Int]:
+def _event_of_id(row: Record, place: Int, seed: Int, state: State) -> tuple[Int, Int]:
     """The call judged before under the same trace and call id: (its serial number, the key).
 
     0 when there is none. A provider may number its calls anew with every turn, so two spans must
@@ -319,9 +177,9 @@ def _event_of_id(row: Record, seed: Int, state: State) -> tuple[Int, Int]:
     """
     if row["order"][CALL_ID] == ABSENT or row["trace"] == 0:
         return np.int64(0), np.int64(0)
-    key = _key_of_id(row, seed)
-    place = find_link(state.links, key)
-    if place < 0:
+    key = key_of_id(row, seed)
+    place = link_at(state.links, place, key)
+    if place < 0 or state.links.spans[place]["event"] == 0:
         return np.int64(0), key
     link = state.links.spans[place]
     at = entry_of(state, np.int64(link["event"]))
@@ -329,8 +187,9 @@ def _event_of_id(row: Record, seed: Int, state: State) -> tuple[Int, Int]:
         return np.int64(0), key
     log = row["flags"] & IS_LOG != 0
     apart = (state.journal[at]["own"]["flags"] & IS_LOG != 0) != log
-    overlaps = row["start_ns"] < link["end_ns"] and link["start_ns"] < row["end_ns"]
-    same = overlaps and _tool_of(row) == state.journal[at]["call"]["tool"]
+    entry = state.journal[at]
+    overlaps = row["start_ns"] < entry["end_ns"] and entry["start_ns"] < row["end_ns"]
+    same = overlaps and tool_of(row) == state.journal[at]["call"]["tool"]
     return (np.int64(link["event"]) if apart or same else np.int64(0)), key
 
 
@@ -352,15 +211,19 @@ def _tells_arguments(row: Record, mine: Int, outer: Int, state: State) -> bool:
 
 
 @inlined
-def _place_of(row: Record, plan: Record, state: State) -> tuple[Int, Int, Int, Int]:
+def _place_of(
+    row: Record, verdict: Record, plan: Record, state: State
+) -> tuple[Int, Int, Int, Int]:
     """What a call's row is: (COUNTS.., the event it belongs to, ancestor to wait for, id's key)."""
-    links, identity = state.links, row["identity"]
-    mine = find_link(links, identity)
+    links = state.links
+    mine = link_at(links, np.int64(verdict["link"]), row["identity"])
     none = np.int64(0)
     counted = mine >= 0 and links.spans[mine]["flags"] & COUNTED != 0
     if counted and links.spans[mine]["end_ns"] == row["end_ns"]:
         return np.int64(COPY), none, none, none
-    above, missing = outermost(links, row["parent"], _tool_of(row), _call_id_of(row))
+    if verdict["above"] == NOT_LOOKED or links.head[0]["turns"] != links.head[0]["looked"]:
+        look_above(row, verdict, state)
+    above, missing = np.int64(verdict["above"]), np.int64(verdict["missing"])
     outer = np.int64(links.spans[above]["event"]) if above >= 0 and above != mine else none
     tells = _tells_arguments(row, mine, outer, state)
     if above >= 0 and above != mine and not tells:
@@ -368,18 +231,23 @@ def _place_of(row: Record, plan: Record, state: State) -> tuple[Int, Int, Int, I
         if folded or links.spans[above]["folded"] < FOLDED_MAX:
             links.spans[above]["folded"] += 0 if folded else 1
             return np.int64(PART), np.int64(links.spans[above]["event"]), missing, none
-    event, key = _event_of_id(row, plan["seed"], state)
+    event, key = _event_of_id(row, np.int64(verdict["id_link"]), plan["seed"], state)
     if tells and entry_of(state, outer) >= 0:
         event = outer  # Ids are used again: the span it was written in says more.
     if mine >= 0 and not counted:
         waited = np.int64(links.spans[mine]["event"])
         event = waited if entry_of(state, waited) >= 0 else event
     if event == 0:
-        told = find_link(links, key) if key != 0 else np.int64(-1)
+        told = np.int64(-1)
+        if key != 0:
+            told = link_at(links, np.int64(verdict["id_link"]), key)
         log = row["flags"] & IS_LOG != 0
         if log and told >= 0 and links.spans[told]["flags"] & KNOWN != 0:
             return np.int64(PART), none, none, none  # A span tells of the same call.
         return np.int64(COUNTS), none, missing, key
+    event = leading(state, event)
+    if event == 0:
+        return np.int64(PART), none, none, none
     known = entry_of(state, event)
     spoken = mine >= 0 and links.spans[mine]["flags"] & SPOKEN != 0
     if not spoken and state.journal[known]["folded"] >= FOLDED_MAX:
@@ -417,7 +285,7 @@ def _judge_call(
 ) -> None:
     """The `ordinal`-th tool call. `used`: rows in use of findings and steps."""
     plan, counters, person = plans.judge[0], state.counters, verdict["person"]
-    kind, event, missing, id_key = _place_of(row, plan, state)
+    kind, event, missing, id_key = _place_of(row, verdict, plan, state)
     if kind == PART:
         counters[FOLDED_CALLS] += _note_part(row, event, state)
         return
@@ -426,46 +294,99 @@ def _judge_call(
     time_ns = verdict["time_ns"]
     verdict["judged"], verdict["duplicate"] = 1, 0 if fresh else 1
     call, places, signs = scratch.work[0]["call"], scratch.work[0]["places"], scratch.signs
-    mine = find_link(state.links, row["identity"])
+    mine = link_at(state.links, np.int64(verdict["link"]), row["identity"])
     if mine >= 0 and state.links.spans[mine]["flags"] & PART_FAILED != 0:
         row["flags"] |= IS_ERROR
     gather(row, verdict, scratch.read[2 * ordinal], scratch.read[2 * ordinal + 1], plan, call)
+    spoke = np.int64(0)
     if kind == SPEAKS:
         complete(call, state.journal[entry_of(state, event)]["call"], plan["seed"])
         verdict["failed"] = call["failed"]
-        counters[FOLDED_CALLS] += _speak_for(row, event, person, plans, state, scratch)
-    find_places(person, time_ns, state, places)
-    call["fresh"] = 1 if fresh else 0
-    _score(plans.limits[verdict["plan"]], state, places, call, signs)
-    if plan["explain"] == row["identity"]:
-        _note_explained(verdict, places, state, scratch)
-    action = _decide(plans, signs, number, verdict, findings, used)
+        spoke = _speak_for(row, event, verdict, plans, state, scratch)
+        counters[FOLDED_CALLS] += spoke
+    if kind != SPEAKS or spoke == 0:
+        find_places(person, time_ns, state, places)
+        call["fresh"] = 1 if fresh else 0
+        _score(plans.limits[verdict["plan"]], state, places, call, signs)
+    if plan["explain"] != 0 and (
+        plan["explain"] == row["identity"]
+        or (spoke != 0 and _is_of_span(event, np.int64(plan["explain"]), state))
+    ):
+        _note_explained(verdict, number, places, state, scratch)
+    action, found = _decide(plans, signs, number, verdict, findings, used)
     if not fresh:
         counters[DUPLICATES] += kind == COPY
+        if spoke != 0 and found != 0:
+            used[1] = _tell_more(
+                event, found, places, signs, findings, verdict, number, plan, state, steps, used[1]
+            )
         return
     note_own(row, scratch.work[0]["own"])
-    serial = note_entry(scratch.work[0]["own"], verdict, call, _call_id_of(row), state)
-    entry = state.journal[entry_of(state, serial)]
-    entry["alarmed"] = 1 if action >= PAUSE else 0
+    entry = state.journal[
+        note_entry(row, scratch.work[0]["own"], verdict, call, call_id_of(row), state)
+    ]
+    entry["alarmed"], entry["found"] = 1 if action >= PAUSE else 0, found
     learn_call(entry, places, plans, state, scratch)
     if _concerns_episodes(places, verdict, state):
         used[1] = note_episodes(
-            state, places, signs, findings, verdict, number, plan, steps, used[1]
+            state, places, signs, _ALL, findings, verdict, number, plan, steps, used[1]
         )
     _count_call(counters, signs, verdict)
-    _link_event(row, serial, missing, id_key, state)
+    _link_event(row, verdict, entry, missing, id_key, state)
 
 
 @kernel
-def _note_explained(verdict: Record, places: Record, state: State, scratch: Scratch) -> None:
+def _is_of_span(event: Int, span: Int, state: State) -> bool:
+    """Whether an event is the call that a span tells of."""
+    place = find_link(state.links, span)
+    return place >= 0 and state.links.spans[place]["event"] == event
+
+
+@kernel
+def _note_explained(
+    verdict: Record, number: Int, places: Record, state: State, scratch: Scratch
+) -> None:
     """Keep what a call was just judged by: it is the one to be explained."""
     explained = scratch.explained[0]
+    explained["row"] = number
     explained["plan"] = verdict["plan"]
     copy_record(explained["call"], scratch.work[0]["call"])
     for detector in range(len(DETECTORS)):
         copy_record(explained["signs"][detector], scratch.signs[detector])
     copy_record(explained["agent"], state.agents.rows[places["agent"]])
     copy_record(explained["service"], state.services.rows[places["service"]])
+
+
+_ALL: Final = np.int64(-1)
+"""Bits of all detectors."""
+
+
+@kernel
+def _tell_more(
+    event: Int,
+    found: Int,
+    places: Record,
+    signs: Array,
+    findings: Array,
+    verdict: Record,
+    number: Int,
+    plan: Record,
+    state: State,
+    steps: Array,
+    used: Int,
+) -> Int:
+    """Count and raise what is found only now that more is known of a call. Returns the steps in
+    use. The call itself keeps the verdict it was counted with."""
+    entry = state.journal[entry_of(state, event)]
+    news = found & ~entry["found"]
+    entry["found"] |= found
+    for detector in range(len(DETECTORS)):
+        if news >> detector & 1 != 0:
+            action = np.int64(signs[detector]["action"])
+            state.counters[FINDINGS + detector * _ACTIONS + action] += 1
+    if news == 0:
+        return used
+    return note_episodes(state, places, signs, news, findings, verdict, number, plan, steps, used)
 
 
 @kernel
@@ -482,7 +403,7 @@ def _note_part(row: Record, event: Int, state: State) -> Int:
 
 @kernel
 def _speak_for(
-    row: Record, event: Int, person: Record, plans: Plans, state: State, scratch: Scratch
+    row: Record, event: Int, verdict: Record, plans: Plans, state: State, scratch: Scratch
 ) -> Int:
     """An outer span takes the place of an inner one that was judged. Returns 1 the first time."""
     link = state.links.spans[find_or_make_link(state.links, row["identity"])]
@@ -493,20 +414,26 @@ def _speak_for(
     entry = state.journal[entry_of(state, event)]
     entry["folded"] += 1
     note_own(row, entry["own"])
-    relearn(entry, scratch.work[0]["call"], person, plans, state, scratch)
+    person, plan = verdict["person"], np.int64(verdict["plan"])
+    relearn(entry, scratch.work[0]["call"], person, plan, plans, state, scratch, np.int64(1))
     return np.int64(1)
 
 
 @inlined
-def _link_event(row: Record, serial: Int, missing: Int, id_key: Int, state: State) -> None:
+def _link_event(
+    row: Record, verdict: Record, entry: Record, missing: Int, id_key: Int, state: State
+) -> None:
     """Let copies and other spans of a call that was just judged find it."""
-    link = state.links.spans[find_or_make_link(state.links, row["identity"])]
+    serial = entry["serial"]
+    mine = link_at(state.links, np.int64(verdict["link"]), row["identity"])
+    link = state.links.spans[mine if mine >= 0 else make_link(state.links, row["identity"])]
     link["flags"] |= COUNTED
-    link["event"], link["start_ns"], link["end_ns"] = serial, row["start_ns"], row["end_ns"]
+    link["event"], link["end_ns"] = serial, row["end_ns"]
     if id_key != 0:
-        link = state.links.spans[find_or_make_link(state.links, id_key)]
-        link["event"], link["start_ns"], link["end_ns"] = serial, row["start_ns"], row["end_ns"]
-    wait_above(state.journal[entry_of(state, serial)], missing, state)
+        told = link_at(state.links, np.int64(verdict["id_link"]), id_key)
+        link = state.links.spans[told if told >= 0 else make_link(state.links, id_key)]
+        link["event"] = serial
+    wait_above(entry, missing, state)
 
 
 @inlined
@@ -521,33 +448,6 @@ def _count_call(counters: Array, signs: Array, verdict: Record) -> None:
             counters[SKIPPED + detector * _REASONS + np.int64(sign["skipped"])] += 1
         if sign["action"] >= WARN:
             counters[FINDINGS + detector * _ACTIONS + np.int64(sign["action"])] += 1
-
-
-@kernel
-def look_at(
-    data: Array,
-    rows: Array,
-    plans: Plans,
-    state: State,
-    received_ns: Int,
-    verdicts: Array,
-    scratch: Scratch,
-) -> None:
-    """Before a request is judged: what its spans say of each other, who made each call, and whose
-    limits apply. Fills `person` and `plan` of the verdicts.
-    """
-    data, rows, verdicts = borrow(data), borrow(rows), borrow(verdicts)
-    plans, state, scratch = borrow_plans(plans), borrow_state(state), borrow_scratch(scratch)
-    arrival_ns = received_ns if received_ns > 0 else state.watermark[0]
-    _look_at_all(data, rows, plans, state, scratch, arrival_ns)
-    plan, own = plans.judge[0], scratch.work[0]["own"]
-    for number in range(rows.size):
-        row, verdict = rows[number], verdicts[number]
-        verdict["judged"], verdict["findings"] = 0, 0
-        if row["flags"] & IS_CALL != 0:
-            note_own(row, own)
-            resolve(state.traces, state.links, own, plan["scope"], plan["seed"], verdict["person"])
-            choose_plan(data, row, verdict, plans, state, arrival_ns)
 
 
 @kernel
@@ -570,18 +470,21 @@ def judge(
     findings, steps, used = borrow(findings), borrow(steps), borrow(used)
     plans, state, scratch = borrow_plans(plans), borrow_state(state), borrow_scratch(scratch)
     used[0] = used[1] = 0
-    for number in range(rows.size):
-        if rows[number]["flags"] & IS_CALL != 0:
-            prefetch_slot(state.sessions, verdicts[number]["person"]["rate_key"])
-            prefetch_slot(state.agents, verdicts[number]["person"]["agent_key"])
     ordinal = np.int64(0)
     for number in range(rows.size):
         row = rows[number]
+        if number + FAR_AHEAD < rows.size and rows[number + FAR_AHEAD]["flags"] & IS_CALL != 0:
+            prefetch_slots(verdicts[number + FAR_AHEAD], state)
+        if number + 1 < rows.size and rows[number + 1]["flags"] & IS_CALL != 0:
+            prefetch_loop(verdicts[number + 1], state)
         if number + AHEAD < rows.size and rows[number + AHEAD]["flags"] & IS_CALL != 0:
+            prefetch_session(rows[number + AHEAD], verdicts[number + AHEAD], state)
+        if number + AHEAD + 1 < rows.size and rows[number + AHEAD + 1]["flags"] & IS_CALL != 0:
             # Which arguments are meant is a guess: right while all rows are calls.
-            guess: Int = min(2 * (ordinal + AHEAD), scratch.read.size - 1)
-            person = verdicts[number + AHEAD]["person"]
-            prefetch_entities(rows[number + AHEAD], person, scratch.read[guess], state)
+            guess: Int = min(2 * (ordinal + AHEAD + 1), scratch.read.size - 1)
+            prefetch_agent(
+                rows[number + AHEAD + 1], verdicts[number + AHEAD + 1], scratch.read[guess], state
+            )
         if row["flags"] & IS_CALL == 0:
             continue
         if row["flags"] & BAD_ID != 0:

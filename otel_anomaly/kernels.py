@@ -4,10 +4,10 @@ A kernel is a free function over arrays and numbers that numba compiles and that
 unchanged under `NUMBA_DISABLE_JIT=1`. All integers in kernels are signed 64 bit: numba makes a
 float of int64 + uint64, so hashes and sizes are int64 as well.
 
-The primitives (`load1`, `load8`, `between`, `fold`, `copy`, `prefetch`) are each written twice: as
-plain Python, which is their definition, and as the machine instruction. Compiled code does not
-check array bounds, and these never do: **the caller proves that what it asks for lies inside the
-array**.
+The primitives (`load1`, `load8`, `load_word`, `between`, `fold`, `copy`, `prefetch`) are each
+written twice: as plain Python, which is their definition, and as the machine instruction. Compiled
+code does not check array bounds, and these never do: **the caller proves that what it asks for lies
+inside the array**.
 
 The cache: numba keys compiled code by the file of the *calling* kernel, so a change in a callee,
 or in a constant from another module, would go unseen. We therefore name the cache folder after a
@@ -141,6 +141,11 @@ def load1(data: Array, at: Int) -> Int:
     return int(data[at])
 
 
+def load_word(words: Array, at: Int) -> Int:
+    """An element of an int64 array. Needs `0 <= at < size`; saves the test as `load1` does."""
+    return words[at]
+
+
 BLOCK = 32
 """Bytes that `between` looks at: as many as one register of most machines holds."""
 
@@ -172,6 +177,15 @@ def fold(a: Int, b: Int) -> Int:
     """
     product = (int(a) & _WORD) * (int(b) & _WORD)
     return signed((product >> 64) ^ product)
+
+
+def room(count: Int) -> Array:
+    """A few bytes to work in, gone when the kernel that asks for them returns.
+
+    `count` is a constant. An array that numba allocates costs twice as much as all that is written
+    to it where a host is looked at.
+    """
+    return np.empty(count, np.uint8)
 
 
 def copy(target: Array, at: Int, source: Array, start: Int, count: Int) -> None:
@@ -216,6 +230,12 @@ def borrow(array: Array) -> Array:
     return array
 
 
+def _primitive(function: Any) -> Any:
+    """`overload` for what is an instruction or a few: nothing is counted there."""
+    options: Any = {"nopython": True, "_nrt": False}
+    return overload(function, strict=False, jit_options=options)
+
+
 @intrinsic
 def _borrow(_context: Any, array: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -251,6 +271,15 @@ def _load1(_context: Any, data: Any, _at: Any) -> Any:
         return builder.zext(builder.load(builder.gep(array.data, [args[1]])), ir.IntType(64))
 
     return types.int64(data, types.intp), generate
+
+
+@intrinsic
+def _load_word(_context: Any, words: Any, _at: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.load(builder.gep(array.data, [args[1]]))
+
+    return types.int64(words, types.intp), generate
 
 
 @intrinsic
@@ -304,6 +333,34 @@ def _fold(_context: Any, _a: Any, _b: Any) -> Any:
         return builder.xor(high, builder.trunc(product, ir.IntType(64)))
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def _room(_context: Any, count: Any) -> Any:
+    if not isinstance(count, types.IntegerLiteral):
+        return None
+    result, size, word = types.Array(types.uint8, 1, "C"), count.literal_value, ir.IntType(64)
+
+    def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        place = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), size))
+        array = context.make_array(result)(context, builder)
+        context.populate_array(
+            array,
+            data=builder.bitcast(place, array.data.type),
+            shape=cgutils.pack_array(builder, [word(size)]),
+            strides=cgutils.pack_array(builder, [word(1)]),
+            itemsize=word(1),
+            meminfo=None,
+        )
+        return array._getvalue()  # noqa: SLF001 -- how intrinsics return a structure.
+
+    return result(count), generate
+
+
+# Written into the kernel that asks, so that the bytes are its own.
+@overload(room, strict=False, prefer_literal=True, inline="always")
+def _room_compiled(_count: Any) -> Any:
+    return lambda _count: _room(_count)
 
 
 @intrinsic
@@ -385,58 +442,63 @@ def _prefetch_part(_context: Any, array: Any, _at: Any, _offset: Any) -> Any:
     return types.void(array, types.intp, types.intp), generate
 
 
-@overload(load8, strict=False)
+@_primitive(load8)
 def _load8_compiled(_data: Any, _at: Any) -> Any:
     return lambda _data, _at: _load8(_data, _at)
 
 
-@overload(load1, strict=False)
+@_primitive(load1)
 def _load1_compiled(_data: Any, _at: Any) -> Any:
     return lambda _data, _at: _load1(_data, _at)
 
 
-@overload(between, strict=False)
+@_primitive(load_word)
+def _load_word_compiled(_words: Any, _at: Any) -> Any:
+    return lambda _words, _at: _load_word(_words, _at)
+
+
+@_primitive(between)
 def _between_compiled(_data: Any, _at: Any, _first: Any, _last: Any) -> Any:
     return lambda _data, _at, _first, _last: _between(_data, _at, _first, _last)
 
 
-@overload(bit_length, strict=False)
+@_primitive(bit_length)
 def _bit_length_compiled(_bits: Any) -> Any:
     return lambda _bits: _bit_length(_bits)
 
 
-@overload(bit_count, strict=False)
+@_primitive(bit_count)
 def _bit_count_compiled(_bits: Any) -> Any:
     return lambda _bits: _bit_count(_bits)
 
 
-@overload(fold, strict=False)
+@_primitive(fold)
 def _fold_compiled(_a: Any, _b: Any) -> Any:
     return lambda _a, _b: _fold(_a, _b)
 
 
-@overload(copy, strict=False)
+@_primitive(copy)
 def _copy_compiled(_target: Any, _at: Any, _source: Any, _start: Any, _count: Any) -> Any:
     return lambda _target, _at, _source, _start, _count: _copy(
         _target, _at, _source, _start, _count
     )
 
 
-@overload(copy_record, strict=False)
+@_primitive(copy_record)
 def _copy_record_compiled(_target: Any, _source: Any) -> Any:
     return lambda _target, _source: _copy_record(_target, _source)
 
 
-@overload(copy_start, strict=False)
+@_primitive(copy_start)
 def _copy_start_compiled(_target: Any, _source: Any, _count: Any) -> Any:
     return lambda _target, _source, _count: _copy_start(_target, _source, _count)
 
 
-@overload(prefetch_part, strict=False)
+@_primitive(prefetch_part)
 def _prefetch_part_compiled(_array: Any, _at: Any, _offset: Any) -> Any:
     return lambda _array, _at, _offset: _prefetch_part(_array, _at, _offset)
 
 
-@overload(prefetch, strict=False)
+@_primitive(prefetch)
 def _prefetch_compiled(_array: Any, _at: Any) -> Any:
     return lambda _array, _at: _prefetch(_array, _at)

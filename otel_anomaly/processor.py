@@ -25,10 +25,11 @@ from otel_anomaly.config import effective_detectors
 from otel_anomaly.detectors.finding import ACTIONS, SKIP_REASONS
 from otel_anomaly.entities import identity
 from otel_anomaly.entities.links import make_links
-from otel_anomaly.entities.table import make_table, sweep
+from otel_anomaly.entities.table import make_table, sweep, zeros
 from otel_anomaly.gathering import read_calls
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
-from otel_anomaly.judge import judge, look_at
+from otel_anomaly.judge import judge
+from otel_anomaly.looking import look_at
 from otel_anomaly.otlp.dialects import AGENT as AGENT_ROLE
 from otel_anomaly.otlp.dialects import SESSION as SESSION_ROLE
 from otel_anomaly.otlp.dialects import WEAK, compile_keys
@@ -109,9 +110,9 @@ def make_state(config: Config) -> State:
     lasting = {"idle_ns": FOR_EVER_NS, "keep_ns": 0}
     return State(
         np.zeros(COUNTERS, np.int64),
-        np.zeros(3, np.int64),
+        np.zeros(4, np.int64),
         make_links(limits.spans),
-        np.zeros(limits.moves, ENTRY),
+        zeros(limits.moves, ENTRY),
         make_table(limits.traces, identity.TRACE, **traces),
         make_table(limits.labels, identity.NAME, **passing),
         make_table(limits.agents, AGENT, **agent),

@@ -57,6 +57,11 @@ def _kind(path: Path) -> str:
     return name.suffix
 
 
+def is_binary(path: Path) -> bool:
+    """Whether what a file holds is not told by itself. RecordingError for an unknown suffix."""
+    return _kind(path) in BINARY
+
+
 def _open(path: Path) -> IO[bytes]:
     try:
         if path.suffix == ".gz":

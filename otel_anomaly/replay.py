@@ -19,8 +19,8 @@ from otel_anomaly import recordings
 from otel_anomaly.detectors.finding import ACTIONS, ALLOW
 from otel_anomaly.explanation import Explanation
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
-from otel_anomaly.otlp.scan import MalformedRequest
-from otel_anomaly.processor import Processor
+from otel_anomaly.otlp.scan import BAD_ID, MalformedRequest, scan
+from otel_anomaly.processor import SIGNALS, Processor
 from otel_anomaly.recordings import RecordingError
 from otel_anomaly.report import Reporter, finding_numbers
 from otel_anomaly.scoring import DETECTORS
@@ -233,13 +233,40 @@ def _refuse_overwriting(out: Path, files: Sequence[Path]) -> None:
             raise RecordingError(f"{out}: is one of the files to be read")
 
 
+def _signal_of(path: Path, processor: Processor) -> Signal:
+    """What a binary file holds, by what can be read in it; any other says so itself.
+
+    Requests of spans and of log records differ in nothing but their innermost messages, and what
+    is unknown in those is skipped: some can be read as either. Spans then have ids that are sound,
+    records have a time.
+    """
+    if not recordings.is_binary(path):
+        return Signal.TRACES
+    readable: list[Signal] = []
+    reason = ""
+    for recorded in recordings.read(path, Signal.TRACES):
+        for signal in _JUDGED:
+            try:
+                rows = scan(recorded.body, processor.keys, SIGNALS[signal]).rows
+            except MalformedRequest as error:
+                reason = reason or str(error)
+                continue
+            readable.append(signal)
+            of_spans = (rows["flags"] & BAD_ID) == 0
+            if (of_spans if signal is Signal.TRACES else rows["start_ns"] != 0).any():
+                return signal
+    if not readable:
+        raise RecordingError(f"{path}: {reason} (read as traces; logs cannot be read in it either)")
+    return readable[0]
+
+
 def _replay_files(
     config: Config,
     files: Sequence[Path],
     *,
     out: Path | None,
     calls: bool,
-    signal: Signal,
+    signal: Signal | None,
     explain: str | None,
 ) -> Replay:
     """Replay `files` in order. Raises RecordingError."""
@@ -250,11 +277,12 @@ def _replay_files(
             writer = recordings.Writer(out)
             stack.callback(writer.close)
         replay = Replay(config, calls=calls, writer=writer, explain=explain)
-        for path in files:
-            for recorded in recordings.read(path, signal):
+        signals = [signal or _signal_of(path, replay.processor) for path in files]
+        for path, chosen in zip(files, signals, strict=True):
+            for recorded in recordings.read(path, chosen):
                 replay.remember(recorded)
-        for path in files:
-            for recorded in recordings.read(path, signal):
+        for path, chosen in zip(files, signals, strict=True):
+            for recorded in recordings.read(path, chosen):
                 replay.request(recorded)
     return replay
 
@@ -266,12 +294,13 @@ def replay_command(
     out: Path | None,
     output_format: str,
     calls: bool,
-    signal: Signal,
+    signal: Signal | None,
     explain: str | None = None,
     stdout: TextIO,
 ) -> int:
     """Replay `files` in order and print the report. Returns the exit code.
 
+    `signal`: what all binary files hold; None: each what can be read in it.
     `explain`: id of a span, hex; what every detector said of it is printed instead.
     """
     started = time.perf_counter()

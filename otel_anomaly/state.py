@@ -24,7 +24,7 @@ from otel_anomaly.detectors.finding import ACTIONS, SIGN, SKIP_REASONS
 from otel_anomaly.detectors.past import PAST
 from otel_anomaly.entities.identity import OWN, PERSON
 from otel_anomaly.entities.links import Links, borrow_links
-from otel_anomaly.entities.table import OF_ROW, Table, borrow_table
+from otel_anomaly.entities.table import OF_ROW, Table, borrow_table, in_lines
 from otel_anomaly.kernels import borrow, inlined
 from otel_anomaly.otlp.arguments import ARGUMENTS
 from otel_anomaly.scoring import DETECTORS
@@ -58,6 +58,10 @@ VERDICT = np.dtype(
         ("skipped", "i1", (_DETECTORS,)),
         ("finding", "i4"),  # First row in the findings.
         ("findings", "i4"),
+        ("link", "i4"),  # Where the links of its span and of its call's id lie, -1: not known.
+        ("id_link", "i4"),
+        ("above", "i4"),  # Where the link of the outermost span of its call lies, -1: none.
+        ("missing", "i8"),  # Identity of the first span above that is not known yet, 0: none.
         ("time_ns", "i8"),
         ("score", "f8"),
         ("fingerprint", "i8"),  # Of the tool and its arguments; 0: none carried.
@@ -108,36 +112,35 @@ FINDINGS = VERDICTS + _ACTIONS
 SKIPPED = FINDINGS + _DETECTORS * _ACTIONS
 COUNTERS: Final = SKIPPED + _DETECTORS * _REASONS
 
-AGENT = np.dtype(
-    [
-        *OF_ROW,
-        ("open", "i8"),  # Bit a detector: an episode is open.
-        ("past", PAST),
-        ("shift", rate_shift.STATE),
-        ("burst", burst.STATE),
-        ("leak", credential_leak.STATE),
-    ],
-    align=True,
+_OF_ENTITY: Final = (*OF_ROW, ("open", "i8"))  # Bit a detector: an episode is open.
+# What every call reads stands together in few cache lines; asking for memory is most of the work.
+AGENT = in_lines(
+    [*_OF_ENTITY, ("leak", credential_leak.STATE)],
+    [("burst", burst.STATE)],
+    [("shift", rate_shift.STATE)],
+    [("past", PAST)],
 )
 SERVICE = np.dtype([*OF_ROW, ("past", PAST)], align=True)
-SESSION = np.dtype(
-    [*OF_ROW, ("open", "i8"), ("rate", rate.STATE), ("loop", loop.STATE)], align=True
-)
+SESSION = in_lines([*_OF_ENTITY, ("rate", rate.STATE)], [("loop", loop.STATE)])
 LABEL = np.dtype([*OF_ROW, ("bits", "i8"), ("programs", "i8")], align=True)
 """What the patterns of the policy say of a name; `programs` only of a tool's."""
 
 PLACES = np.dtype([("agent", "i8"), ("service", "i8"), ("rate", "i8"), ("session", "i8")])
 """Rows of the entities of one call; 0: none, or no room."""
 
-ENTRY = np.dtype(
+ENTRY = in_lines(
     [
-        ("serial", "i8"),  # 0: free. Its place is the remainder by the size of the journal.
+        ("serial", "i8"),  # 0: free.
         ("before", "i8"),  # Serial number of the call judged before it in its trace.
         ("next_waiting", "i8"),  # Of the next that waits for the same span.
         ("learned", "i8"),  # Bits LEARNED_AGENT..: what was taught.
         ("alarmed", "i8"),
         ("folded", "i8"),  # Spans that came later and spoke for it.
+        ("found", "i8"),  # Bit a detector: a finding of warn or more was told.
         ("call_id", "i8"),
+        ("into", "i8"),  # Serial number of the call that it turned out to be part of, 0: none.
+        ("start_ns", "i8"),  # As its span has them.
+        ("end_ns", "i8"),
         ("agent_key", "i8"),
         ("service_key", "i8"),
         ("rate_key", "i8"),
@@ -145,8 +148,7 @@ ENTRY = np.dtype(
         ("plan", "i8"),
         ("own", OWN),
         ("call", CALL),
-    ],
-    align=True,
+    ]
 )
 """A call that was judged, with all it takes to undo what it taught."""
 
@@ -226,6 +228,7 @@ EXPLAINED = np.dtype(
     [
         ("call", CALL),
         ("plan", "i8"),  # Whose limits applied.
+        ("row", "i8"),  # Which of its request told of it.
         ("signs", SIGN, (_DETECTORS,)),
         ("agent", AGENT),
         ("service", SERVICE),

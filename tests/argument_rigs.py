@@ -20,7 +20,7 @@ from otel_anomaly.otlp.arguments import (
     scratch_size,
 )
 from otel_anomaly.otlp.attributes import ANY, STRING
-from otel_anomaly.otlp.content import look, make_content_plan, name_hints
+from otel_anomaly.otlp.content import ADDRESSEE, look, make_content_plan, name_hints
 from otel_anomaly.otlp.programs import hash_program
 from otel_anomaly.otlp.wire import ANY_VALUE, check_message
 from tests import naive_arguments as naive
@@ -77,8 +77,7 @@ def _read(
 
 
 @kernel
-def _look(text: Array, name: Array, plan: Array, found: Array) -> None:
-    hints = name_hints(name, np.int64(0), np.int64(name.size)) if name.size > 0 else np.int64(0)
+def _look(text: Array, hints: Int, plan: Array, found: Array) -> None:
     look(text, np.int64(0), np.int64(text.size), hints, plan[0], found[0])
 
 
@@ -134,11 +133,19 @@ def result(data: bytes | str, kind: int = STRING, plan: Array = PLAN) -> tuple[i
     return int(record["fingerprint"]), bool(record["failed"])
 
 
-def looked_at(strings: Iterable[tuple[bytes, str | None]]) -> tuple[Any, ...]:
-    """What `content` finds in texts, each with the name of its member."""
+def hints_of(name: str) -> int:
+    """What the name of a member says."""
+    data = view(name.encode() + b"\0")
+    return int(name_hints(data, np.int64(0), np.int64(data.size - 1)))
+
+
+def looked_at(strings: Iterable[tuple[bytes, tuple[str, ...]]]) -> tuple[Any, ...]:
+    """What `content` finds in texts, each with the names of the members it stands in."""
     found = np.zeros(1, ARGUMENTS["found"])
-    for text, name in strings:
-        _look(view(text), view((name or "").encode()), CONTENT, found)
+    for text, names in strings:
+        hints = hints_of(names[-1]) if names else 0
+        hints |= ADDRESSEE if any(hints_of(name) & ADDRESSEE for name in names) else 0
+        _look(view(text), np.int64(hints), CONTENT, found)
     return plain(found[0])
 
 
@@ -174,7 +181,19 @@ def read_any(value: Any) -> Read:
     return read(any_value(value).SerializeToString(), ANY)
 
 
-WORDS = ("", "a", "b", "to", "order_id", "request_id", "timestamp", "status", "command", "kwargs")
+WORDS = (
+    "",
+    "a",
+    "b",
+    "to",
+    "email",
+    "order_id",
+    "request_id",
+    "timestamp",
+    "status",
+    "command",
+    "kwargs",
+)
 TEXTS = (
     *WORDS,
     "A17",

@@ -58,7 +58,12 @@ class _Traffic:
                 "policy": {
                     "polling_tools": ["poll_*"],
                     "overrides": [
-                        {"tenant": ["t*"], "agent": ["a*"], "tool": ["*"], "detectors": {}}
+                        {
+                            "tenant": ["t*"],
+                            "agent": ["a*"],
+                            "tool": ["*"],
+                            "detectors": {"loop": {"threshold": 20}},
+                        }
                     ],
                 },
             }

@@ -48,8 +48,8 @@ class Reading(NamedTuple):
     names: object
     """Equal for equal sets of member names; one for all that is no object, one for arrays."""
     program: str | None
-    strings: list[tuple[bytes, str | None]]
-    """Every text to be looked at, in order, with the name of its member."""
+    strings: list[tuple[bytes, tuple[str, ...]]]
+    """Every text to be looked at, in order, with the names of the members it stands in."""
     failed: bool = False
 
 
@@ -57,6 +57,8 @@ def read(
     data: bytes, *, is_any: bool, looking: bool, left_out: Collection[str], programs: Sequence[str]
 ) -> Reading:
     """What the kernel makes of a value: JSON text, or an AnyValue message."""
+    if not is_any:
+        data = data.removeprefix(b"\xef\xbb\xbf")
     try:
         value = parse_any(data) if is_any else parse_text(data)
         check_limits(value)
@@ -65,15 +67,16 @@ def read(
         program = None
         if not is_any and not data.startswith((b"{", b"[")):
             program = first_program([data.decode()])
-        return Reading(raw, None, program if looking else None, [(data, None)])
+        failed = not looking and not is_any and prints_failure(data.decode())
+        return Reading(raw, None, program if looking else None, [(data, ())], failed)
     value, mixed = unwrapped(value, looking=looking, left_out=left_out)
     inner = value["kwargs"] if mixed else value
     return Reading(
         mixed or canonical(value, left_out),
         frozenset(inner) if isinstance(inner, dict) else isinstance(inner, list) or None,
         program_of(value, programs) if looking else None,
-        list(strings(value, None)),
-        failed=not looking and says_failed(value),
+        list(strings(value)),
+        failed=not looking and (says_failed(value) or fails_at_top(value)),
     )
 
 
@@ -295,18 +298,40 @@ def says_failed(value: Any, depth: int = 1) -> bool:
     return bool(told) or True in flags or any(says_failed(v, depth + 1) for v in value.values())
 
 
-def strings(value: Any, name: str | None) -> Iterator[tuple[bytes, str | None]]:
-    """Every text with the name of its member; elements of a list have the name of the list."""
+def prints_failure(value: str) -> bool:
+    """Whether text is a message of a tool that failed, as LangChain prints it."""
+    return re.fullmatch("content=.* status='error'", value, re.DOTALL) is not None
+
+
+def fails_at_top(value: Any) -> bool:
+    """Whether a result tells of a failure in a way that counts only there."""
+    if is_text(value):
+        return prints_failure(value)
+    if not isinstance(value, dict):
+        return False
+    fault = value.get("error")
+    if fault is True or (isinstance(fault, dict) and fault) or (is_text(fault) and fault):
+        return True
+    status, kind = value.get("status"), value.get("type")
+    if is_text(status) and status.isascii() and status.lower() in {"failed", "failure"}:
+        return True
+    return value.get("ok", True) is False or (
+        is_text(kind) and kind in {"error-text", "error-json"}
+    )
+
+
+def strings(value: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[bytes, tuple[str, ...]]]:
+    """Every text with the names of the members it stands in, the outermost first."""
     if isinstance(value, dict):
         for member, item in value.items():
-            yield from strings(item, member)
+            yield from strings(item, (*names, member))
     elif isinstance(value, list):
         for item in value:
-            yield from strings(item, name)
+            yield from strings(item, names)
     elif isinstance(value, bytes):
-        yield value, name
+        yield value, names
     elif is_text(value):
-        yield value.encode(), name
+        yield value.encode(), names
 
 
 def program_of(value: Any, programs: Sequence[str]) -> str | None:

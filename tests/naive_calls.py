@@ -136,8 +136,11 @@ def call_of(row: Row, person: Person, plan: int, content: Content, policy: Polic
         "destinations": count,
         "destination": found["destination"][:count].tolist(),
         "destination_is": found["destination_is"][:count].tolist(),
-        **{name: int(found[name]) for name in ("secrets", "personal", "personal_strong")},
+        **{name: int(found[name]) for name in AMOUNTS},
     }
+
+
+AMOUNTS = ("secrets", "credentials", "personal", "personal_strong")
 
 
 def of_tool(fingerprint: int, tool: int) -> int:
@@ -155,7 +158,7 @@ def complete(call: Call, earlier: Call) -> None:
     call["failed"] = call["failed"] or earlier["failed"]
     if not call["has_arguments"]:
         content = ("has_arguments", "fingerprint", "names", "program", "destinations")
-        found = ("destination", "destination_is", "secrets", "personal", "personal_strong")
+        found = ("destination", "destination_is", *AMOUNTS)
         call |= {name: earlier[name] for name in (*content, *found)}
         if call["has_arguments"] and not earlier["tool"]:
             call["fingerprint"] = of_tool(call["fingerprint"], call["tool"])

@@ -157,11 +157,12 @@ KEYS = {
     "azure storage": r"AccountKey=[A-Za-z0-9+/=]{86,}",
     "azure client": r"[\w.~]{3}\dQ~[\w.~-]{31,34}",
     "github": r"gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_\w{36,}",
-    "gitlab": r"(?:glpat|gldt|glrt|glcbt)-[\w.-]{20,}",
-    "bitbucket": r"ATBB[A-Za-z0-9]{24,40}",
+    "gitlab": r"(?:glpat|gldt|glrt|glcbt|glsoat|glimt|glft)-[\w.-]{20,}",
+    "bitbucket": r"ATBB[A-Za-z0-9]{24,40}|ATCTT3[\w+/=-]{50,}",
+    "azure sas": r"sig=(?:[A-Za-z0-9]|%2[BF]){43}%3D",
     "stripe": r"[sr]k_(?:live|test)_[A-Za-z0-9]{16,255}|whsec_[A-Za-z0-9+/=]{24,}",
     "square": r"sq0atp-[\w-]{22,}|sq0csp-[\w-]{43,}|EAAA[\w-]{60}",
-    "paypal": r"access_token\$production\$[a-z0-9]{16}\$[a-f0-9]{32}",
+    "paypal": r"access_token\$(?:production|sandbox)\$[a-z0-9]{16}\$[a-f0-9]{32}",
     "slack": r"xox[abprse]-[\w-]{20,}|xapp-[\w-]{20,}",
     "openai": r"sk-(?:proj|svcacct|admin)-[\w-]{20,}|sk-[A-Za-z0-9]{20,64}",
     "anthropic": r"sk-ant-[\w-]{20,}",
@@ -174,6 +175,7 @@ KEYS = {
     "digitalocean": r"do[por]_v1_[a-f0-9]{64}",
     "databricks": r"dapi[a-f0-9]{32}",
     "jwt": r"eyJ[\w-]{7,}\.eyJ[\w-]{7,}\.[\w-]{20,}",
+    "models": r"nvapi-[\w-]{60,}|csk-[A-Za-z0-9]{40,64}|AQ\.Ab[\w-]{40,}|sk_[0-9a-f]{48}",
     "groq": r"gsk_[A-Za-z0-9]{40,64}",
     "vault": r"hvs\.[\w-]{24,}",
 }
@@ -207,13 +209,19 @@ _MAKERS = {
     "github": lambda r: r.choice(
         ["gh" + r.choice("pousr") + "_" + _alnum(r, 36), "github_pat_" + _alnum(r, 60)]
     ),
-    "gitlab": lambda r: "glpat-" + _word(r, 20),
-    "bitbucket": lambda r: "ATBB" + _alnum(r, 32),
+    "gitlab": lambda r: r.choice(["glpat-", "glsoat-", "glft-"]) + _word(r, 20),
+    "bitbucket": lambda r: r.choice(["ATBB" + _alnum(r, 32), "ATCTT3" + _word(r, 60)]),
+    "azure sas": lambda r: "sig=" + _alnum(r, 20) + "%2B" + _alnum(r, 21) + "%2F" + "%3D",
     "stripe": lambda r: r.choice(["sk_live_", "rk_live_", "sk_test_", "whsec_"]) + _alnum(r, 24),
     "square": lambda r: r.choice(
         ["sq0atp-" + _alnum(r, 22), "sq0csp-" + _alnum(r, 43), "EAAA" + _alnum(r, 60)]
     ),
-    "paypal": lambda r: "access_token$production$" + _base36(r, 16) + "$" + _hex(r, 32),
+    "paypal": lambda r: (
+        r.choice(["access_token$production$", "access_token$sandbox$"])
+        + _base36(r, 16)
+        + "$"
+        + _hex(r, 32)
+    ),
     "slack": lambda r: r.choice(["xoxb-", "xoxp-", "xapp-"]) + _digits(r, 12) + "-" + _alnum(r, 24),
     "openai": lambda r: r.choice(["sk-" + _alnum(r, 48), "sk-proj-" + _word(r, 48)]),
     "anthropic": lambda r: "sk-ant-api03-" + _word(r, 95),
@@ -226,6 +234,14 @@ _MAKERS = {
     "digitalocean": lambda r: "dop_v1_" + _hex(r, 64),
     "databricks": lambda r: "dapi" + _hex(r, 32),
     "jwt": lambda r: "eyJ" + _alnum(r, 20) + ".eyJ" + _alnum(r, 40) + "." + _word(r, 43),
+    "models": lambda r: r.choice(
+        [
+            "nvapi-" + _word(r, 64),
+            "csk-" + _alnum(r, 48),
+            "AQ.Ab" + _word(r, 48),
+            "sk_" + _hex(r, 48),
+        ]
+    ),
     "groq": lambda r: "gsk_" + _alnum(r, 52),
     "vault": lambda r: "hvs." + _word(r, 30),
 }
@@ -344,6 +360,25 @@ def make_aadhaar(head: str) -> str:
 def make_dni(number: int) -> str:
     """A DNI with its letter."""
     return f"{number:08d}{'TRWAGMYFPDXBNJZSQVHLCKE'[number % 23]}"
+
+
+def make_pesel(birth: str, serial: str) -> str:
+    """A PESEL: six digits of a date, four of a serial number, the check digit."""
+    head = birth + serial
+    total = sum(int(char) * weight for char, weight in zip(head, (1, 3, 7, 9) * 3, strict=False))
+    return head + str(-total % 10)
+
+
+def make_personnummer(birth: str, serial: str) -> str:
+    """A personnummer with its dash: six or eight digits of a date, three, and Luhn's."""
+    return f"{birth}-{with_luhn(birth[-6:] + serial)[6:]}"
+
+
+def make_ahv(serial: str) -> str:
+    """An AHV number with its dots: nine digits behind 756, and the check digit of an EAN."""
+    head = "756" + serial
+    total = sum(int(char) * (3 if place % 2 else 1) for place, char in enumerate(head))
+    return f"756.{serial[:4]}.{serial[4:8]}.{serial[8:]}{-total % 10}"
 
 
 _ODD_DIGITS = (1, 0, 5, 7, 9, 13, 15, 17, 19, 21)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 ALLOW, WARN, PAUSE, BLOCK = range(4)
 ACTIONS = ("allow", "warn", "pause", "block")
 JUDGED, LATE, COLD, NO_ENTITY, NO_ARGUMENTS, NOT_TOLD, EXEMPT, FULL, OFF = range(9)
-HOST, MAIL, ACCOUNT, PATH, PUBLIC, OUTSIDE, LISTED = (1 << bit for bit in range(7))
+HOST, MAIL, ACCOUNT, PATH, PUBLIC, OUTSIDE, LISTED, ASIDE, DATUM, LINK = (
+    1 << bit for bit in range(10)
+)
 SECOND_NS = 10**9
 DAY_NS = 86_400 * SECOND_NS
 POLLING = 1
@@ -63,10 +65,15 @@ class Loop:
 
     @staticmethod
     def key(call: Call) -> Hashable:
-        return int(call["fingerprint"]), bool(call["failed"] and not call["result"])
+        return int(call["fingerprint"]), bool(call["failed"])
+
+    @staticmethod
+    def result(call: Call) -> int:
+        """What a call that did not fail came back with: no two errors read alike."""
+        return 0 if call["failed"] else int(call["result"])
 
     def mark(self, call: Call) -> Hashable:
-        return self.key(call), int(call["result"])
+        return self.key(call), self.result(call)
 
     def bring_up(self, call: Call) -> int:
         number = int(call["time_ns"]) // self.cut_ns
@@ -82,7 +89,7 @@ class Loop:
 
     @staticmethod
     def is_other(slot: Slot, call: Call) -> bool:
-        return bool(call["result"] and slot.result and slot.result != call["result"])
+        return bool(Loop.result(call) and slot.result and slot.result != Loop.result(call))
 
     def why_not(self, call: Call) -> int:
         if not self.config.enabled:
@@ -124,7 +131,7 @@ class Loop:
         observed, (rounds, period) = same, self.rounds(call)
         if rounds > 1 and rounds >= same:
             observed, sign.usual, sign.variant = rounds, period, 3
-        elif call["result"]:
+        elif self.result(call):
             sign.variant = 1
         elif call["failed"]:
             sign.variant = 2
@@ -151,7 +158,7 @@ class Loop:
             slot = self.slots[self.hand] = Slot(self.key(call))
         elif self.is_other(slot, call):
             slot.times = []
-        slot.result = int(call["result"]) or slot.result
+        slot.result = self.result(call) or slot.result
         slot.times.append(number)
         self.calls.append(number)
         self.order.append(self.mark(call))
@@ -316,8 +323,19 @@ def data_exfiltration(config: Any, own: Past, call: Call) -> Sign:
         to: not own.is_cold(call) and own.uses(call, ("to", to)) >= 5
         for to, _ in destinations(call)
     }
-    outside = [bits for to, bits in destinations(call) if bits & OUTSIDE and not is_habit[to]]
+    outside = [
+        bits
+        for to, bits in destinations(call)
+        if bits & OUTSIDE and not bits & LINK and not is_habit[to]
+    ]
     amounts = [int(call[name]) for name in ("secrets", "personal_strong", "personal")]
+    leading = [bits for _, bits in destinations(call) if bits & OUTSIDE and not bits & LINK]
+    if len(leading) == 1 and leading[0] & HOST:
+        amounts[0] = max(0, amounts[0] - int(call["credentials"]))
+    if any(bits & HOST and not bits & ASIDE for bits in outside):  # A record sent there.
+        data = [bits for _, bits in destinations(call) if bits & DATUM and bits & (MAIL | ACCOUNT)]
+        amounts[1] += sum(bool(bits & ACCOUNT) for bits in data)
+        amounts[2] += len(data)
     sign = Sign()
     if not outside or not any(amounts):
         return sign

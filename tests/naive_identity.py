@@ -13,7 +13,7 @@ from otel_anomaly.entities.names import Caller
 from otel_anomaly.kernels import signed
 from otel_anomaly.otlp.hashing import hash_text
 from tests import naive
-from tests.naive_recognition import IDENTITIES, Table, recognise
+from tests.naive_recognition import IDENTITIES, Table, recognise, service_of
 from tests.rig import SEED
 
 if TYPE_CHECKING:
@@ -92,11 +92,7 @@ def rows_of(body: bytes, config: Config, *, logs: bool = False) -> list[Row]:
     rows = []
     for child, resource, scope in naive.children_with_place(message):
         told = recognise(table, child, resource, scope)
-        said = naive.usable(resource)
-        service = said.get("service.name") and (
-            said.get("service.namespace"),
-            said["service.name"],
-        )
+        service = service_of(resource)
         if isinstance(child, Span):
             rows.append(_span_row(child, told, service))
         else:

@@ -58,7 +58,15 @@ class Event:
     alarmed: bool
     call_id: str | None
     folded: int = 0
+    into: int = 0
+    found: set[str] = field(default_factory=set)
+    """Detectors that asked for warn or more."""
     taught: Learned = field(default_factory=Learned)
+
+
+def asking(signs: Signs) -> set[str]:
+    """The detectors that ask for warn or more."""
+    return {name for name, sign in signs.items() if sign.score > 0 and sign.action >= WARN}
 
 
 @dataclass
@@ -144,9 +152,16 @@ class NaiveJudge:
         for serial in reversed(waiting):
             event = self.events[serial]
             above, _ = self.links.outermost(event.row.parent, event.row.tool, event.call_id)
-            if above is not None and not above.counted and above.folded < FOLDED_MAX:
-                above.event = serial
+            if above is not None and above.folded < FOLDED_MAX:
                 above.folded += 1
+                if not above.event:
+                    above.event = serial
+                elif above.event != serial:
+                    before = self.policy.sections[event.plan]
+                    unlearn(event.call, before, event.taught, self.tables, alarmed=event.alarmed)
+                    event.taught, event.into = Learned(), above.event
+                    self.counts["folded", ()] += 1
+                    continue
             if self._person(event).keys != event.person.keys and event.row.trace is not None:
                 self.traces.known[event.row.trace].changed = True
             self._wait(serial)
@@ -174,19 +189,23 @@ class NaiveJudge:
         for serial in trace.events[-MOVED_MAX:]:
             event = self.events[serial]
             person = self._person(event)
-            if person.keys != event.person.keys:
+            if not event.into and person.keys != event.person.keys:
                 call = {**event.call, "agent": number(person.who.agent)}
-                self._relearn(event, call, person)
+                self._relearn(event, call, person, event.plan, told=False)
 
-    def _relearn(self, event: Event, call: Call, person: Person) -> None:
-        """Take back what a call taught and teach it as it is known now."""
-        plan = self.policy.sections[event.plan]
-        unlearn(event.call, plan, event.taught, self.tables, alarmed=event.alarmed)
-        event.call, event.person = {**call, "fresh": True}, person
+    def _relearn(self, event: Event, call: Call, person: Person, plan: int, *, told: bool) -> Signs:
+        """Take back what a call taught and teach it as it is known now. Returns what is said of
+        it; when that is told, an alarm keeps the call out of what is usual."""
+        before, section = self.policy.sections[event.plan], self.policy.sections[plan]
+        unlearn(event.call, before, event.taught, self.tables, alarmed=event.alarmed)
+        event.call, event.person, event.plan = {**call, "fresh": True}, person, plan
         places = self._places(person, call["time_ns"])
-        signs = score_all(event.call, plan, places)
-        event.taught = learn(event.call, plan, places, person.keys, signs, alarmed=event.alarmed)
+        signs = score_all(event.call, section, places)
+        asked = (sign.action for sign in signs.values() if sign.score > 0)
+        event.alarmed |= told and max(asked, default=ALLOW) >= PAUSE
+        event.taught = learn(event.call, section, places, person.keys, signs, alarmed=event.alarmed)
         self.counts["moved", ()] += 1
+        return signs
 
     def _give_to_outer(self, row: Row) -> None:
         """What the inner span of a call tells and the outer one of the same request does not."""
@@ -252,6 +271,8 @@ class NaiveJudge:
         if not event:
             told = self.links.get(row.call_id) if row.call_id is not None else None
             return (PART if row.is_log and told and told.known else COUNTS), 0
+        while self.events[event].into:
+            event = self.events[event].into
         known = self.events[event]
         if not mine.spoken and known.folded >= FOLDED_MAX:
             return COUNTS_BESIDE, 0
@@ -274,17 +295,21 @@ class NaiveJudge:
         row.error |= link is not None and link.part_failed
         call = call_of(row, person, plan, self.content, self.policy)
         call |= {"time_ns": time_ns, "fresh": fresh}
+        said: Signs | None = None
         if kind == SPEAKS:
             complete(call, self.events[event].call)
-            self._speak(row, event, call, person)
+            said = self._speak(row, event, call, person, plan)
         section, places = self.policy.sections[plan], self._places(person, time_ns)
-        signs = self.signs = score_all(call, section, places)
+        signs = self.signs = said or score_all(call, section, places)
         action = self._decide(signs)
         steps: list[tuple[str, str, tuple[float, ...]]] = []
         if fresh:
             new = Event(row, call, person, plan, action >= PAUSE, row.own_id)
             self._take_in(new, section, places, None if kind == COUNTS_BESIDE else row.call_id)
             steps = list(self._note_episodes(new, signs, places))
+            new.found = asking(signs)
+        elif said:
+            steps = self._tell_more(self.events[event], time_ns, signs, places)
         told = self._told(call, signs, action, steps)
         self.counts["duplicates", ()] += kind == COPY
         if fresh:
@@ -306,17 +331,18 @@ class NaiveJudge:
         link.folded_into = True
         link.event = link.event or event
 
-    def _speak(self, row: Row, serial: int, call: Call, person: Person) -> None:
-        """An outer span takes the place of an inner one that was judged."""
+    def _speak(self, row: Row, serial: int, call: Call, person: Person, plan: int) -> Signs | None:
+        """An outer span takes the place of an inner one that was judged. Returns what is said of
+        the call, the first time."""
         link = self.links.at(row.identity)
         if link.spoken:
-            return
+            return None
         link.spoken, link.event = True, serial
         event = self.events[serial]
         event.folded += 1
         event.row = row
-        self._relearn(event, call, person)
         self.counts["folded", ()] += 1
+        return self._relearn(event, call, person, plan, told=True)
 
     def _places(self, person: Person, time_ns: int) -> Places:
         limits = self.config.identity.limits
@@ -370,14 +396,24 @@ class NaiveJudge:
         self.links.at(row.identity).counted = True
         self._wait(serial)
 
+    def _tell_more(
+        self, event: Event, time_ns: int, signs: Signs, places: Places
+    ) -> list[tuple[str, str, tuple[float, ...]]]:
+        """What is found only now that more is known of a call."""
+        news = {name: signs[name] for name in signs if name in asking(signs) - event.found}
+        event.found |= asking(signs)
+        for name, sign in news.items():
+            self.counts["findings", (name, ACTIONS[sign.action])] += 1
+        return list(self._note_episodes(event, news, places, time_ns))
+
     def _note_episodes(
-        self, event: Event, signs: Signs, places: Places
+        self, event: Event, signs: Signs, places: Places, time_ns: int = 0
     ) -> Iterator[tuple[str, str, tuple[float, ...]]]:
         for detector, sign in signs.items():
             entity = places.agent or places.session
             if detector in {"rate", "loop"}:
                 entity = places.rate if detector == "rate" else places.session
-            yield from self._note(entity, sign, event.call["time_ns"], detector)
+            yield from self._note(entity, sign, time_ns or event.call["time_ns"], detector)
 
     def _note(
         self, entity: Entity, sign: Any, time_ns: int, detector: str

@@ -65,6 +65,7 @@ class Table(NamedTuple):
             "tool": conventions.NO_TOOL,
             "call_id": conventions.NO_CALL_ID,
             "arguments": conventions.NO_ARGUMENTS,
+            "error": conventions.NO_ERROR,
         }
         return {_lower(text) for text in texts.get(role, ())}
 
@@ -94,6 +95,20 @@ class Told(NamedTuple):
     """Identities the span itself tells by what is not weak."""
     facts: dict[str, Any]
     """The other roles: text, or for content the value; None where it is not told."""
+
+
+def names_no_service(told: str) -> bool:
+    """Whether a name is the one of a service without any."""
+    return told.strip(" \t\n\v\f\r").partition(":")[0] == "unknown_service"
+
+
+def service_of(resource: Iterable[KeyValue]) -> tuple[str | None, str] | None:
+    """The service that a resource names: (namespace, name)."""
+    said = [(pair.key, text(pair.value)) for pair in resource]
+    names = [value for key, value in said if key == "service.name" and value]
+    named = [value for value in names if value.partition(":")[0] != "unknown_service"]
+    spaces = [value for key, value in said if key == "service.namespace" and value]
+    return (spaces[-1] if spaces else None, named[-1]) if named else None
 
 
 def _lower(text: str) -> str:
@@ -298,7 +313,12 @@ class Reader:
             lowered = _lower(text(value) or "") if _is_text(value) else ""
             return None if lowered and lowered in self.table.absent(role) else value
         told = _plain(role, value)
-        if told is None or (_is_text(value) and _lower(told) in self.table.absent(role)):
+        if told is None:
+            return None
+        compared = _lower(told.strip(" \t\n\v\f\r") if role == "agent" else told)
+        if (_is_text(value) or role == "error") and compared in self.table.absent(role):
+            return None
+        if role == "agent" and _is_text(value) and (not compared or names_no_service(told)):
             return None
         return None if role == "agent" and told == self.banned and not weak else told
 

@@ -123,6 +123,15 @@ WORDS: tuple[str, ...] = (
     "\u00fcber",
     "w" * 300,
     "agent" + " " * 60,
+    " default ",
+    " \n",
+    "unknown_service",
+    "unknown_service:python",
+    " unknown_service:x",
+    "unknown_servic",
+    "success",
+    "OK",
+    "0",
 )
 SCOPES = (
     "",

@@ -208,13 +208,25 @@ class Rig:
 
     def digest(self, *, counters: bool = True) -> str:
         """One word for the whole state, to the bit; but for what means nothing beyond a request:
-        its number, and which spans of it came before the one that they are part of."""
+        its number, when it was looked at, and which spans of it came before the one that they are
+        part of."""
         state, digest = self.state, hashlib.sha256()
         spans = state.links.spans.copy()
         spans["request"] = spans["row"] = 0
         spans["event"][spans["flags"] & FOLDED != 0] = 0
-        links = state.links._replace(spans=spans)
-        lasting = state._replace(counters=np.empty(0), watermark=state.watermark[:2], links=links)
+        head = state.links.head.copy()
+        head["looked"] = 0
+        rows = bytearray(state.agents.rows.tobytes())  # A copy leaves out what is between fields.
+        agents = np.frombuffer(rows, state.agents.rows.dtype)
+        for kept in ("limit", "usual", "rules"):  # Worked out when first asked for, from the rest.
+            agents["shift"][kept] = 0
+        links = state.links._replace(head=head, spans=spans)
+        lasting = state._replace(
+            counters=np.empty(0),
+            watermark=state.watermark[:2],
+            links=links,
+            agents=state.agents._replace(rows=agents),
+        )
         for array in arrays_of(lasting):
             digest.update(array.tobytes())
         if counters:

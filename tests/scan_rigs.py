@@ -284,10 +284,10 @@ def check_record(body: bytes, row: np.void, record: LogRecord) -> None:
 
 def service_of(resource: Iterable[KeyValue]) -> int:
     """The hash that a resource's service has."""
-    said = naive.usable(resource)
-    name, space = said.get("service.name"), said.get("service.namespace")
-    if name is None:
+    told = naive_recognition.service_of(resource)
+    if told is None:
         return 0
+    space, name = told
     hashed = hash_text(name, SEED)
     return hashed if space is None else int(hash_two(hash_text(space, SEED), hashed, SEED))
 

@@ -81,7 +81,7 @@ def test_a7() -> None:
     verdicts = rig.send(spans)
     assert [verdict.action for verdict in verdicts] == ["allow", "allow", "warn"]
     assert verdicts[2].types == ("credential_leak",)
-    assert "3 secrets in arguments in 3600 s, limit 3" in (verdicts[2].reason or "")
+    assert "secrets in the agent's arguments in 3600 s: 3, limit 3" in (verdicts[2].reason or "")
 
 
 @pytest.mark.parametrize("command", ["ls", "cat README.md", "rm -rf /"])
@@ -212,7 +212,9 @@ def test_l1() -> None:
     """
     verdict = on({"tool": "bash", "arguments": text(command="whoami")}, **ALWAYS)
     assert (verdict.action, verdict.types) == ("block", ("child_process",))
-    assert verdict.reason == "child_process: a program was started"
+    assert (
+        verdict.reason == "child_process: the tool started a program, where none is to be started"
+    )
 
 
 def test_l2() -> None:
@@ -241,4 +243,6 @@ def test_l3(tmp_path: Path) -> None:
     (record,) = (json.loads(line) for line in path.read_text("utf-8").splitlines())
     assert (record["type"], record["action"]) == ("episode.start", "block")
     assert (record["detector"], record["agent"], record["tool"]) == ("child_process", "a", "bash")
-    assert record["reason"] == "child_process: a program was started"
+    assert (
+        record["reason"] == "child_process: the tool started a program, where none is to be started"
+    )

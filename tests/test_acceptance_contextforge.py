@@ -54,7 +54,7 @@ def test_i2() -> None:
     rig, calls = warm_rig()
     verdict = one(rig, calls.at(WARM_S, **NOVEL))
     assert (verdict.action, verdict.score, verdict.types) == ("warn", 0.6, ("risk",))
-    assert "a tool this agent never used in 60 calls" in (verdict.reason or "")
+    assert "a tool this agent has not used lately, after 60 calls" in (verdict.reason or "")
     assert rig.steps() == [("start", "risk")]
 
 
@@ -99,7 +99,7 @@ def test_c2() -> None:
         assert (verdict.action, signals(verdict)) == ("allow", {})
     verdict = one(rig, calls.at(NOON + 2, tool="tool_c"))
     assert signals(verdict)["novelty"] == 1.0
-    assert "a tool this agent never used in 2 calls" in (verdict.reason or "")
+    assert "a tool this agent has not used lately, after 2 calls" in (verdict.reason or "")
 
 
 def test_c3() -> None:
@@ -155,7 +155,7 @@ def test_c7() -> None:
     rig, calls = warm_rig(BLOCKING)
     verdict = one(rig, calls.at(WARM_S, **NOVEL))
     assert (verdict.action, verdict.types) == ("block", ("risk",))
-    assert "risk: 0.6 of 1, limit 0.3" in (verdict.reason or "")
+    assert "risk: weak signs add up to 0.6 on a scale to 1, limit 0.3" in (verdict.reason or "")
 
 
 def test_c8() -> None:
@@ -244,7 +244,7 @@ def test_c13() -> None:
     for i in range(5):
         verdict = one(rig, calls.at(WARM_S + 100 * i, **NOVEL))
         assert (verdict.action, signals(verdict)["novelty"]) == ("block", 1.0)
-        assert "a tool this agent never used in 60 calls" in (verdict.reason or "")
+        assert "a tool this agent has not used lately, after 60 calls" in (verdict.reason or "")
     assert rig.counts("verdicts", "block") == 5
 
 

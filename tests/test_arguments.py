@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -353,8 +354,40 @@ FAILED = (
     '{"success": false}',
     '{"\\u0073uccess": false}',
     json.dumps('{"status": "error"}'),
+    '{"error": "no order Z99"}',
+    '{"data": null, "error": {"code": 404, "message": "x"}}',
+    '{"error": true}',
+    json.dumps('{"error": "no order Z99"}'),
+    '{"status": "failed"}',
+    '{"status": "Failure"}',
+    '{"ok": false}',
+    '{"type": "error-text", "value": "boom"}',
+    '{"type": "error-json", "value": {}}',
+    "content='Error: boom' name='l' tool_call_id='c' status='error'",
+    "content='' status='error'",
+    json.dumps("content='it\\'s' name='l' status='error'"),
 )
 FINE = (
+    '{"error": null, "data": 1}',
+    '{"error": ""}',
+    '{"error": false, "ok": true}',
+    '{"error": {}}',
+    '{"error": []}',
+    '{"error": 0.02}',
+    '{"jobs": {"error": "x", "ok": false, "status": "failed", "type": "error-text"}}',
+    '[{"error": "x"}]',
+    '[{"error": {"code": 1}}]',
+    '[{"type": "error-text"}]',
+    '{"error": {"code": 1}, "error": null}',
+    '{"type": "error-html"}',
+    '{"type": "error"}',
+    '{"ok": 0}',
+    "content='Error: boom' name='l' tool_call_id='c'",
+    "content='x' status='error' name='l'",
+    " content='x' status='error'",
+    "content= status='error",
+    "content=status='error'",
+    '{"content": "content=x status=\'error\'"}',
     '{"status": "ok"}',
     '{"status": "errors"}',
     '{"status": ["error"]}',
@@ -371,17 +404,35 @@ FINE = (
 )
 
 
+TWICE = re.compile(r'\{("\w+").*, \1')
+
+
 @pytest.mark.parametrize("text", [*FAILED, *FINE])
 def test_failed(text: str) -> None:
     """
     Scenario: results that tell of a failure, and others.
-    Guarantees: told where the payload says so plainly, not deeper than three; the same from an
-    AnyValue.
+    Guarantees: told where the payload says so plainly, not deeper than three, or at the top for
+    what is also said of things; the same from an AnyValue.
     """
     assert result(text)[1] == (text in FAILED)
-    if text.startswith(("{", "[")) and text != FINE[-1] and "'" not in text:
+    if text.startswith(("{", "[")) and not TWICE.match(text) and "{'" not in text:
         message = any_value(json.loads(text)).SerializeToString()
         assert result(message, ANY) == result(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', ' {"cmd": "curl x"}', "curl x", '"a"', "7", ""])
+def test_a_byte_order_mark(text: str) -> None:
+    """
+    Scenario: texts, JSON and other, with the mark in front that some writers of files put there.
+    Guarantees: the mark is no part of them; a second one, one inside, or a part of one is.
+    """
+    mark, twins = "\ufeff", Twins()
+    assert read(mark + text) == read(text)
+    assert result(mark + text) == result(text)
+    twins.check((mark + text).encode())
+    for other in (mark + mark + text, f"a{mark}{text}", f"\uf000{text}", f"\ufec0{text}"):
+        twins.check(other.encode())
+        assert read(other).fingerprint != read(text).fingerprint
 
 
 def test_volatile() -> None:
@@ -395,7 +446,7 @@ def test_volatile() -> None:
     assert result('[{"took_ms": 1}]') == result("[{}]")
     assert result('{"request_id": 1}') != result('{"request_id": 2}')
     seen = read('{"request_id": "https://evil.example/"}').found
-    assert seen == rigs.looked_at([(b"https://evil.example/", "request_id")])
+    assert seen == rigs.looked_at([(b"https://evil.example/", ("request_id",))])
 
 
 def test_small_scratch() -> None:
@@ -410,7 +461,7 @@ def test_small_scratch() -> None:
         rigs.read_into(out[number : number + 1], raw, LOOKING, scratch)
         assert (scratch == 0xA5).all() == bool(missing)
     assert out[0]["fingerprint"] == read(raw).fingerprint != out[1]["fingerprint"]
-    assert rigs.plain(out[1]["found"]) == rigs.looked_at([(raw, None)])
+    assert rigs.plain(out[1]["found"]) == rigs.looked_at([(raw, ())])
 
 
 def test_plan() -> None:

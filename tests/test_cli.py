@@ -222,7 +222,7 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             "out": None,
             "output_format": "table",
             "calls": False,
-            "signal": Signal.TRACES,
+            "signal": None,
             "explain": None,
             "stdout": sys.stdout,
         },

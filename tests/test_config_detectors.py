@@ -92,6 +92,8 @@ REFUSED = {
 }
 
 GOOD_HOSTS = {
+    "S3://Ours.data-1": "s3://ours.data-1",
+    "gs://b": "gs://b",
     "api.Example.com": "api.example.com",
     "example.com.": "example.com",
     "*.example.com": "*.example.com",

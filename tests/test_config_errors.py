@@ -232,7 +232,7 @@ BAD_FILES = {
         "detectors: {rate_shift: {ceiling: 100}}",
         (
             ":1: detectors.rate_shift.ceiling:"
-            " ceiling (100) must be at least min_calls_minute (120), or 0"
+            " ceiling (100) must be at least min_calls_minute (500), or 0"
         ),
     ),
     "weak": (

@@ -12,6 +12,7 @@ from otel_anomaly.kernels import BLOCK, Array, Int, kernel
 from otel_anomaly.otlp.content import (
     ACCOUNT,
     ASIDE,
+    DATUM,
     DESTINATIONS_MAX,
     HOST,
     LISTED,
@@ -227,7 +228,8 @@ def test_path_roots(value: str, root: str) -> None:
 def test_mail() -> None:
     """
     Scenario: addresses as a value, as a list, in running text; of our domains and of others.
-    Guarantees: a list of addresses is no personal data, running text is; OUTSIDE by domain.
+    Guarantees: a list of addresses is no personal data, running text is; OUTSIDE by domain; DATUM
+    unless the name says that somebody is addressed.
     """
     alice, bob = mail_key("alice", "x.org"), mail_key("bob", "corp.example")
     for value in (
@@ -239,9 +241,11 @@ def test_mail() -> None:
         "alice@x.org\nbob@corp.example",
     ):
         found = look_at(value, plan=PLAN)
-        assert found.destinations[alice] == MAIL | PUBLIC | OUTSIDE, value
-        assert found.destinations.get(bob, MAIL | PUBLIC) == MAIL | PUBLIC, value
+        assert found.destinations[alice] == MAIL | PUBLIC | OUTSIDE | DATUM, value
+        assert found.destinations.get(bob, MAIL | PUBLIC | DATUM) == MAIL | PUBLIC | DATUM, value
         assert found.personal == 0, value
+        for name in ("to", "Cc", "attendee_emails", "reply-to", "sender", "recipients"):
+            assert look_at(value, name, PLAN).destinations[alice] == MAIL | PUBLIC | OUTSIDE
     assert mail_key("www.bob", "evil.com") in look_at("to www.bob@evil.com").destinations
     found = look_at("tell alice@x.org and bob@corp.example. and alice@x.org", plan=PLAN)
     assert found.destinations == {
@@ -275,7 +279,8 @@ def test_accounts() -> None:
     key = account_key("GB29NWBK60161331926819")
     for value in ("GB29NWBK60161331926819", "gb29 nwbk 6016 1331 9268 19"):
         found = look_at(value)
-        assert found.destinations == {key: ACCOUNT | OUTSIDE}
+        assert found.destinations == {key: ACCOUNT | OUTSIDE | DATUM}
+        assert look_at(value, "payee").destinations == {key: ACCOUNT | OUTSIDE}
         assert (found.personal, found.strong) == (0, 0)
     found = look_at("pay to GB29-NWBK-6016-1331-9268-19, please")
     assert found.destinations == {key: ACCOUNT | ASIDE}

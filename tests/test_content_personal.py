@@ -69,6 +69,25 @@ def random_nir(rng: random.Random) -> str:
     return rng.choice([number, grouped, number[:13] + " " + number[13:]])
 
 
+def random_birth(rng: random.Random) -> str:
+    """A day of the last century, as six digits."""
+    return f"{rng.randrange(100):02d}{rng.randrange(1, 13):02d}{rng.randrange(1, 29):02d}"
+
+
+def random_personnummer(rng: random.Random) -> str:
+    """A personnummer, short or long, now and then of somebody who is not resident."""
+    birth = random_birth(rng)
+    day = int(birth[4:]) + rng.choice((0, 60))
+    return naive.make_personnummer(
+        rng.choice(("", "19", "20")) + f"{birth[:4]}{day:02d}", digits(rng, 3)
+    )
+
+
+def random_ahv(rng: random.Random) -> str:
+    """An AHV number, with dots, blanks or bare."""
+    return naive.make_ahv(digits(rng, 9)).replace(".", rng.choice((".", " ", "")))
+
+
 STRONG = {
     "card": random_card,
     "ssn": lambda rng: (
@@ -81,9 +100,11 @@ STRONG = {
     "nie": lambda rng: "X" + naive.make_dni(rng.randrange(10**7))[1:],
     "fiscal": random_fiscal,
     "cpf": lambda rng: naive.make_cpf("1" + digits(rng, 7) + "2"),
+    "personnummer": random_personnummer,
+    "ahv": random_ahv,
     "aadhaar": lambda rng: naive.make_aadhaar(rng.choice("23456789") + digits(rng, 10)),
 }
-CHECKED = {"dni", "nie", "fiscal", "cpf", "nir", "aadhaar", "tax id"}
+CHECKED = {"dni", "nie", "fiscal", "cpf", "nir", "aadhaar", "tax id", "ahv", "personnummer"}
 """Their check always shows that the last place is another."""
 
 
@@ -166,6 +187,26 @@ def test_bsn_needs_a_name() -> None:
             assert personal(number, "bsn") == (1, 1), number
             assert personal(number, "count") == (0, 0)
             assert personal(spoilt(number, rng), "bsn") == (0, 0)
+
+
+def test_bare_numbers_need_a_name() -> None:
+    """
+    Scenario: PESEL and personnummer as bare digits: under a name that announces one, behind the
+    word, and under other names.
+    Guarantees: strong only where they are announced, and only when date and check digit hold.
+    """
+    rng = random.Random(4)
+    for _ in range(scaled(50)):
+        pesel = naive.make_pesel(random_birth(rng), digits(rng, 4))
+        born = naive.make_personnummer(random_birth(rng), digits(rng, 3)).replace("-", "")
+        assert personal(pesel, "pesel") == personal(born, "personnummer") == (1, 1)
+        assert personal(f"PESEL: {pesel}") == personal(f"pesel {pesel}, please") == (1, 1)
+        assert personal(spoilt(pesel, rng), "pesel")[1] == 0
+        assert personal(spoilt(born, rng), "personnummer")[1] == 0
+        assert personal(pesel, "order")[1] == 0 or naive.make_tax_id(pesel[:10]) == pesel
+        assert personal(born, "order")[1] == 0
+    assert personal("99139912345", "pesel")[1] == 0
+    assert personal("811328-9874")[1] == personal("18811228-9874")[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -252,3 +293,35 @@ def test_other_numbers(text: str) -> None:
     """
     assert personal(text) == (0, 0)
     assert personal(f"x {text} y") == (0, 0)
+
+
+FIRST_GROUPS = (
+    (3, 2, 4), (3, 3, 3, 2), (3, 3, 4), (1, 3, 3, 4), (3, 4, 4, 2), (4, 4, 4), (4, 4, 4, 4),
+    (4, 6, 5), (1, 2, 2, 2, 3, 3, 2), (2, 3, 3, 3), (6, 4), (8, 4), (2, 2, 2), (2, 2, 2, 2, 2),
+    (5, 6), (3, 8), (4, 2, 7), (13, 2), (16,), (11,), (40,), (7, 7), (1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (30, 2, 3, 3, 3),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(scaled(60)))
+def test_groups_at_every_place(seed: int) -> None:
+    """
+    Scenario: groups of digits as forms and phone numbers have them, and others, right or wrong, at
+    the end of the memory, and with as many digits behind as fill every block that is looked at.
+    Guarantees: the same is found.
+    """
+    rng = random.Random(seed)
+    for _ in range(scaled(20)):
+        text = ""
+        while len(text) < rng.choice((12, 40, 90)):
+            sign = rng.choice((" ", "-", ".", "/", ") ", ",", ""))
+            groups = [digits(rng, length) for length in rng.choice(FIRST_GROUPS)]
+            if rng.random() < 0.3:
+                groups[0] = "0" + groups[0][1:]
+            if rng.random() < 0.5:
+                groups = [STRONG[rng.choice(sorted(STRONG))](rng)]
+            text += rng.choice(("", "+", "(", "AB ", "1 ", "x")) + sign.join(groups)
+            text += rng.choice((" ", "-", ".", ", ", " C ", "a"))
+        alone = look_at(text)
+        assert look_at(text, around=(b"", b"7" * 80)) == alone, text
+        assert look_at(text, around=(b"8" * 40, b" 7" * 40)) == alone, text

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from otel_anomaly.kernels import Array, Int, kernel
-from otel_anomaly.otlp.content import ACCOUNTISH, CITIZEN, SECRETIVE, name_hints, secretive_name
+from otel_anomaly.otlp.content import (
+    ACCOUNTISH,
+    ADDRESSEE,
+    CITIZEN,
+    LOGIN,
+    SECRETIVE,
+    TEXTUAL,
+    name_hints,
+    secretive_name,
+)
 from otel_anomaly.otlp.opaque import is_opaque
 from tests import naive_content as naive
 from tests.content_rigs import look_at
@@ -139,28 +148,44 @@ def test_secrets_in_text(text: str, count: int) -> None:
     [
         *((name, SECRETIVE) for name in (
             "password", "db_password", "passwd", "PWD", "passphrase", "token", "access_token",
-            "authToken", "X-Auth-Token", "token2", "secret", "client-secret", "secretValue",
-            "api_key", "apiKey", "API-KEY", "x.api.key", "aws_secret_access_key", "private_key",
-            "signing_key", "encryption_key", "auth", "x-auth", "authHeader", "Authorization",
-            "authorisation", "credential", "credentials", "bearer", "bearer_token", "session_token",
+            "authToken", "token2", "secret", "client-secret", "secretValue",
+            "api_key", "apiKey", "API-KEY", "aws_secret_access_key", "private_key",
+            "signing_key", "encryption_key", "auth", "x-auth", "authHeader",
+            "credential", "credentials", "bearer", "bearer_token", "session_token",
+        )),
+        *((name, SECRETIVE | LOGIN) for name in (
+            "Authorization", "authorisation", "X-Auth-Token", "x.api.key", "PRIVATE-TOKEN",
+        )),
+        *((name, TEXTUAL) for name in (
+            "content", "file_text", "body", "new_string", "oldStr", "prompt", "markdown",
         )),
         *((name, 0) for name in (
+            "code", "textual", "bodyguard", "string",
             "", "query", "max_tokens", "tokens", "token_s"[:-2] + "s_used", "tokenizer", "tokenize",
             "totalTokens", "next_page_token", "nextPageToken", "page_token", "nextToken",
-            "sync_token", "continuationToken", "resume_token", "cancellation_token", "author",
-            "authors", "authored_by", "authority", "authenticated", "key", "keyboard", "monkey",
+            "sync_token", "continuationToken", "resume_token", "cancellation_token",
+            "authored_by", "authority", "authenticated", "key", "keyboard", "monkey",
             "sort_key", "primary_key", "passed", "password"[:4], "compass", "forwarding",
         )),
         *((name, ACCOUNTISH) for name in (
-            "account", "account_number", "IBAN", "fromAccount", "recipient", "beneficiary_id",
-            "routing_number",
+            "account", "account_number", "IBAN", "routing_number",
         )),
-        *((name, CITIZEN) for name in ("bsn", "citizen_id", "citizenServiceNumber", "national_id")),
+        *((name, CITIZEN) for name in (
+            "bsn", "citizen_id", "citizenServiceNumber", "national_id", "pesel", "personnummer",
+        )),
+        *((name, ADDRESSEE) for name in (
+            "to", "mail_to", "sendTo", "To", "cc", "bcc", "from", "from_address", "attendees",
+            "invitees", "participants", "sender", "reply-to", "assignee_email", "author", "authors",
+            "author_email", "username", "login",
+        )),
+        *((name, ADDRESSEE | ACCOUNTISH) for name in ("recipient", "payee", "fromAccount")),
+        *((name, 0) for name in ("email", "contact", "customer", "total", "tomorrow", "formal")),
     ],
 )  # fmt: skip
 def test_names(name: str, told: int) -> None:
     """
-    Scenario: names that announce a secret, an account or a citizen, and their false friends.
+    Scenario: names that announce a secret, an account, a citizen or somebody addressed, and their
+    false friends.
     Guarantees: each says what it says, in any case and with any signs between its words.
     """
     assert hints(name) == told

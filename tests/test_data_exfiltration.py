@@ -11,7 +11,7 @@ import pytest
 from otel_anomaly.config import DataExfiltrationConfig
 from otel_anomaly.detectors import data_exfiltration, past
 from otel_anomaly.detectors.finding import ALLOW, BLOCK, JUDGED, NO_ARGUMENTS, OFF, WARN
-from otel_anomaly.otlp.content import ACCOUNT, HOST, MAIL, OUTSIDE, PATH, PUBLIC
+from otel_anomaly.otlp.content import ACCOUNT, ASIDE, HOST, LINK, MAIL, OUTSIDE, PATH, PUBLIC
 from tests import naive_detectors_b as naive
 from tests.call_rigs import Said, call_of, learning_of, said, spoilt_sign
 from tests.sizes import scaled
@@ -22,6 +22,7 @@ LETTER = (2, MAIL | OUTSIDE)
 ACCOUNT_OF_THEIRS = (3, ACCOUNT | OUTSIDE)
 OURS = (4, HOST | PUBLIC)
 FOLDER = (5, PATH)
+FURTHER = (6, HOST | PUBLIC | OUTSIDE | ASIDE | LINK)
 SECRETS, STRONG = {"secrets": 2}, {"personal": 1, "personal_strong": 1}
 
 
@@ -66,6 +67,15 @@ class Agent:
         ([LETTER, STRANGE], {"personal": 1}, 0.8),
         ([LETTER, ACCOUNT_OF_THEIRS], {"personal": 1}, 0.8),
         ([LETTER, OURS], {"personal": 1}, 0),
+        ([FURTHER], SECRETS, 0),
+        ([STRANGE], {"secrets": 2, "credentials": 2}, 0),
+        ([STRANGE, OURS, FURTHER], {"secrets": 1, "credentials": 1}, 0),
+        ([STRANGE], {"secrets": 2, "credentials": 1}, 1),
+        ([STRANGE], {"secrets": 1, "credentials": 1, "personal": 1}, 0.8),
+        ([STRANGE, (7, HOST | OUTSIDE)], {"secrets": 1, "credentials": 1}, 1),
+        ([LETTER], {"secrets": 1, "credentials": 1}, 1),
+        ([FURTHER, STRANGE], SECRETS, 1),
+        ([FURTHER, LETTER], {"personal": 2}, 0),
     ],
 )
 def test_data_and_destination_count_together(
@@ -147,6 +157,7 @@ def test_kernel_equals_twin(seed: int) -> None:
     agent.learning = learning_of(samples=20, age_s=DAY_S, forget_days=3)
     twin = naive.Past(agent.learning)
     kinds = [kind | outside for kind in (HOST, MAIL, ACCOUNT) for outside in (0, OUTSIDE)]
+    kinds.append(HOST | OUTSIDE | ASIDE | LINK)
     known = [(pick.getrandbits(63), pick.choice([*kinds, PATH])) for _ in range(12)]
     at_s = 0.0
     for _ in range(scaled(500)):
@@ -154,6 +165,7 @@ def test_kernel_equals_twin(seed: int) -> None:
         to = pick.sample(known, pick.randint(0, 3))
         fields = {name: pick.choice((0, 0, 1, 4)) for name in ("secrets", "personal")}
         fields["personal_strong"] = min(fields["personal"], pick.choice((0, 0, 1)))
+        fields["credentials"] = min(fields["secrets"], pick.choice((0, 1, 4)))
         fields["has_arguments"] = pick.random() < 0.95
         call = call_of(at_s, to=to, **fields)
         expected = naive.data_exfiltration(agent.config, twin, call)

@@ -177,7 +177,7 @@ def test_grob_07_a_client_that_rotates_its_session_is_seen() -> None:
     verdicts = rig.send(rotating(200, 1300))
     assert {verdict.types for verdict in verdicts if verdict.action != "allow"} == {("rate_shift",)}
     assert actions(verdicts)["pause"] > 150
-    newcomer = Rig(shift={"ceiling": 150})
+    newcomer = Rig(shift={"min_calls_minute": 100, "ceiling": 150})
     assert actions(newcomer.send(rotating(200, 1300))) == {"allow": 149, "pause": 51}
     tenant = Rig(rate={"scope": "tenant"}, **NO_SHIFT)
     assert actions(tenant.send(rotating(200, 1300))) == {"allow": 99, "warn": 101}

@@ -373,7 +373,10 @@ def test_assembly_22_findings_are_written_down(tmp_path: Path) -> None:
     rig = BookRig(detectors={"child_process": {"mode": "always"}})
     span = Calls().at(NOON, tool="bash", arguments=text(command="ls"))
     rig.send(span)
-    assert b"child_process: a program was started" in rig.room.payloads[-1].body
+    assert (
+        b"child_process: the tool started a program, where none is to be started"
+        in rig.room.payloads[-1].body
+    )
     path = tmp_path / "audit.jsonl"
     sink = AuditSink(path, "config", AuditConfig(), Telemetry(), StoppedClock())
     sink.offer(rig.events)
@@ -403,4 +406,4 @@ def test_assembly_23_an_agent_may_work_with_programs() -> None:
     verdict = one(
         rig, calls.at(WARM_S + HOUR / 2, tool="bash", arguments=text(command="nmap -sS 10.0.0.1"))
     )
-    assert (verdict.action, verdict.types) == ("warn", ("child_process",))
+    assert (verdict.action, verdict.types) == ("warn", ("new_destination", "child_process"))

@@ -119,7 +119,7 @@ def test_a_new_replica_is_caught_by_its_service() -> None:
         span = calls.at(WARM_S + i, agent=f"new{i}", tool=f"drop{i}")
         verdict = one(rig, span, resource=service)
         assert verdict.types == ("risk",)
-        assert "a tool no agent of this service used" in (verdict.reason or "")
+        assert "a tool no agent of this service has used" in (verdict.reason or "")
     evil = {"tool": "read_page", "arguments": text(url="https://evil.net")}
     verdict = one(rig, calls.at(WARM_S + 9, agent="other", **evil), resource=service)
     assert verdict.types == ("new_destination",)
@@ -442,3 +442,16 @@ def test_blind_what_is_only_warned_of_is_learned() -> None:
         "warn",
         "allow",
     ]
+
+
+def test_blind_an_agent_that_was_silent_for_long() -> None:
+    """
+    Scenario: a warm agent alone in its service, silent for forty days, then a tool it never used.
+    Guarantees: (none) nothing is said: its past was forgotten, and nobody speaks for it. After a
+    day of silence the same is warned of.
+    """
+    for days, action in ((1, "warn"), (40, "allow")):
+        rig, calls = rig_of(), Calls()
+        rig.send(calm(calls))
+        verdict = one(rig, calls.at(WARM_S + days * DAY, tool="drop_table"))
+        assert verdict.action == action

@@ -179,6 +179,21 @@ def test_blind_a_loop_that_changes_its_session() -> None:
     assert actions(rig.send(spans)) == {"allow"}
 
 
+def test_blind_a_loop_of_traces_without_a_session() -> None:
+    """
+    Scenario: the same call every five seconds without a session id, each a trace of its own; then
+    all of them in one trace.
+    Guarantees: in traces of their own nothing is said: nothing ties one to another but the agent,
+    whom many users may ask the same. In one trace it is a loop.
+    """
+    same = {"tool": "db_query", "session": None, "arguments": text(url=HOME, page=1)}
+    rig, calls = warm_rig()
+    assert actions(rig.send(calls.many(60, WARM_S, 5, **same))) == {"allow"}
+    rig, calls = warm_rig()
+    together = calls.many(60, WARM_S, 5, trace_id=b"one trace of all", **same)
+    assert rig.send(together)[-1].types == ("loop",)
+
+
 def test_blind_a_stamp_that_nobody_named_volatile() -> None:
     """
     Scenario: a client stamps every call with the time, in a member the configuration does not name;
@@ -200,3 +215,30 @@ def test_blind_a_loop_without_arguments_on_its_spans() -> None:
     verdicts = rig.send(calls.many(60, WARM_S, 4, tool="db_query"))
     assert actions(verdicts) == {"allow"}
     assert rig.counts("detector_skipped", "loop", "no_arguments") == 60
+
+
+def test_errors_that_read_differently_are_caught_by_loop() -> None:
+    """
+    Scenario: the same call fails sixty times, each time with another error text; then it works, and
+    comes back with something new each time.
+    Guarantees: warned of from the tenth on, paused from the fiftieth; calls that work are counted
+    apart, and progress is no loop.
+    """
+    calls, rig = Calls(), rig_of(LOOP)
+    failing = [
+        calls.at(
+            NOON + i * 4,
+            tool="fetch",
+            arguments=text(page="a"),
+            error=True,
+            result=f"no answer, try {i}",
+        )
+        for i in range(60)
+    ]
+    found = [verdict.action for verdict in rig.send(failing)]
+    assert found == ["allow"] * 9 + ["warn"] * 40 + ["pause"] * 11
+    working = [
+        calls.at(NOON + 240 + i, tool="fetch", arguments=text(page="a"), result=f"page {i}")
+        for i in range(60)
+    ]
+    assert actions(rig.send(working)) == {"allow"}

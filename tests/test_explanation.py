@@ -152,7 +152,8 @@ def test_a_signal_that_is_no_alarm(tmp_path: Path) -> None:
     assert rows["off_hours"]["why"].endswith("; counts in risk, no alarm by itself")
     assert rows["risk"]["action"] == "allow"
     assert rows["risk"]["score"] > 0
-    assert rows["risk"]["why"].startswith("0.15 of 1, limit 0.9 (off_hours: local hour ")
+    says = "weak signs add up to 0.15 on a scale to 1, limit 0.9 (off_hours: local hour "
+    assert rows["risk"]["why"].startswith(says)
     assert rows["risk"]["why"].endswith("; no alarm")
 
 
@@ -326,7 +327,8 @@ def test_a_call_told_by_a_log_record(tmp_path: Path) -> None:
     """
     Scenario: the id of a span in which a log record tells of a call; then the span is in the
     recording as well, as the same call, before and after the record.
-    Guarantees: the record's call is explained; where the span tells of the call, the span is.
+    Guarantees: the record's call is explained; where the span tells of the call, the span is, with
+    what detectors made of the arguments that only a later record tells.
     """
     span = said_by()
     span.attributes.extend(attributes([("gen_ai.tool.call.id", "c-1")]))
@@ -337,12 +339,16 @@ def test_a_call_told_by_a_log_record(tmp_path: Path) -> None:
         span_id=span.span_id,
         session="s-1",
         call_id="c-1",
+        arguments='{"a": 1}',
     )
     logs = otlp_json.encode(log_request([record]), Signal.LOGS) + b"\n"
     span_id = span.span_id.hex()
     assert Explained(tmp_path, span_id, logs).call["signal"] == "logs"
     for bodies in ([request([span]), logs], [logs, request([span])]):
-        assert Explained(tmp_path, span_id, *bodies).call["signal"] == "traces"
+        explained = Explained(tmp_path, span_id, *bodies)
+        assert explained.call["signal"] == "traces"
+        if bodies[1] is logs:
+            assert explained.rows["loop"]["skipped"] is None
 
 
 def test_an_identity_that_comes_later(tmp_path: Path) -> None:
@@ -401,11 +407,11 @@ def test_a_shift_below_its_limit(tmp_path: Path) -> None:
     assert (row["skipped"], row["score"], row["observed"]) == (None, 0, 5)
     assert (row["limit"], row["baseline"], row["window_s"]) == (30, 1, 1)
     assert row["why"] == (
-        "5 calls in this second, limit 30, usual 1; 5 calls in this minute, limit 120, usual 1"
+        "5 calls in this second, limit 30, usual 1; 5 calls in this minute, limit 500, usual 1"
     )
     second, minute = row["details"]["second"], row["details"]["minute"]
     assert (second["calls"], second["limit"], second["usual"]) == (5, 30, 1)
-    assert (minute["calls"], minute["limit"], minute["min_calls"]) == (5, 120, 120)
+    assert (minute["calls"], minute["limit"], minute["min_calls"]) == (5, 500, 500)
 
 
 def test_a_shift_that_fires_tells_the_finding(tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ import re
 import numpy as np
 import pytest
 
+from otel_anomaly.config import patterns as config_patterns
 from otel_anomaly.kernels import Array, Int, kernel
+from otel_anomaly.otlp.content import OUTSIDE, make_content_plan
 from otel_anomaly.otlp.host_names import BROKEN, HOST_BYTES, normal_host
-from otel_anomaly.otlp.hosts import ENTRIES_MAX, allowed, compile_hosts, is_public
+from otel_anomaly.otlp.hosts import ENTRIES_MAX, STORES, allowed, compile_hosts, is_public
+from tests import content_rigs
 from tests import naive_content as naive
 from tests.sizes import scaled
 
@@ -226,10 +229,36 @@ def test_lists_equal_naive(seed: int) -> None:
         assert judge(host.encode(), hosts, port)[1] == naive.allowed(entries, host, port)
 
 
+def test_buckets_are_listed_as_themselves() -> None:
+    """
+    Scenario: a list of buckets and of hosts with the same names and endings.
+    Guarantees: a bucket is covered by its own entry alone, in any spelling of its scheme; no host
+    is covered by a bucket. The configuration knows the same schemes.
+    """
+    entries = ["s3://ours", "wasbs://Box", "plain", ".corp.example", "*.corp.example"]
+    plan = make_content_plan(content_rigs.SEED, inside=entries)
+    for text, inside in {
+        "s3://ours/key": True,
+        "S3A://ours": True,
+        "az://box/x": True,
+        "gs://ours/key": False,
+        "s3://theirs/key": False,
+        "s3://plain/key": False,
+        "s3://evil.corp.example/key": False,
+        "https://ours.example/": False,
+    }.items():
+        kinds = next(iter(content_rigs.look_at(text, plan=plan).destinations.values()))
+        assert (kinds & OUTSIDE == 0) == inside, text
+    assert set(STORES) == set(config_patterns.STORES)
+
+
 @pytest.mark.parametrize(
     "entry",
     [
         "http://x.example",
+        "s3://",
+        "s3://a/b",
+        "ours://a",
         "x.example/path",
         "1.2.3.4/33",
         "10.0.0.1/8",

@@ -28,9 +28,11 @@ from otel_anomaly.kernels import (
     kernel,
     load1,
     load8,
+    load_word,
     prefetch,
     signed,
 )
+from tests.sizes import COMPILED
 
 PACKAGE = Path(kernels.__file__).parent
 EDGES = (0, 1, -1, 2, 255, 1 << 31, 1 << 32, (1 << 63) - 1, -(1 << 63), 0x2D358DCCAA6C78A5)
@@ -44,6 +46,11 @@ def _load8(data: np.ndarray, at: int) -> Int:
 @kernel
 def _load1(data: np.ndarray, at: int) -> Int:
     return load1(data, at)
+
+
+@kernel
+def _load_word(words: np.ndarray, at: int) -> Int:
+    return load_word(words, at)
 
 
 @kernel
@@ -111,6 +118,20 @@ def test_loads(*, writable: bool) -> None:
             expected = int.from_bytes(bytes(array[at : at + 8]), "little", signed=True)
             assert _load8(array, at) == load8(array, at) == expected
     assert _load8(data, data.size - 8) == -1
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_load_word(*, writable: bool) -> None:
+    """
+    Scenario: every place of an array of numbers at the edges of 64 bits, and of a part of it.
+    Guarantees: compiled and Python agree on the element, and on what is computed from it.
+    """
+    words = np.array(EDGES, np.int64)
+    words.flags.writeable = writable
+    for array in (words, words[3:], words[:0]):
+        for at, word in enumerate(array.tolist()):
+            assert _load_word(array, at) == load_word(array, at) == word
+            assert load_word(array, np.int64(at)) ^ 1 == word ^ 1
 
 
 @pytest.mark.parametrize("limits", [(48, 57), (0, 31), (128, 255), (64, 64), (0, 255)])
@@ -357,3 +378,35 @@ def test_copy_start() -> None:
         assert not target["text"].any()
         run(target, source, PAIR.itemsize)
         assert target["text"].tolist() == source["text"].tolist()
+
+
+ROOM = 48
+
+
+@kernels.kernel
+def filled(room: np.ndarray, first: int) -> None:
+    for i in range(room.size):
+        room[i] = (first + i) & 255
+
+
+@kernels.kernel
+def two_rooms(calls: int) -> Int:
+    """How many bytes of one room a second one, filled later, did not change."""
+    kept = np.int64(0)
+    for call in range(calls):
+        one, other = kernels.room(ROOM), kernels.room(ROOM)
+        filled(one, call)
+        filled(other, call + 100)
+        for i in range(ROOM):
+            kept += np.int64(one[i] == (call + i) & 255 and other[i] == (call + 100 + i) & 255)
+    return kept
+
+
+def test_room() -> None:
+    """
+    Scenario: a kernel asks for two rooms, 200 000 times, and has them filled by another one.
+    Guarantees: they are of the size asked for, and apart; asking again takes no more of the stack,
+    of which there is less than that.
+    """
+    calls = 200_000 if COMPILED else 20
+    assert two_rooms(np.int64(calls)) == calls * ROOM

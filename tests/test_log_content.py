@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
+from otel_anomaly.detectors import past
+from otel_anomaly.detectors.finding import ALLOW, BLOCK
 from tests.log_traffic import content_record
 from tests.rig import Rig
 from tests.traffic import START_NS, attributes, tool_span
@@ -136,3 +138,31 @@ def test_a_name_that_stands_for_any(*, log_first: bool) -> None:
         rig.send_logs([record])
     reference.send([span_of(1)])
     assert learned(rig)[0] == learned(reference)[0] != 0
+
+
+STOLEN = {"url": "https://collect.evil-corp.com/in", "text": "card 4111 1111 1111 1111"}
+
+
+def test_what_only_the_content_tells_is_raised() -> None:
+    """
+    Scenario: a span without arguments, then the record of them: a card number for an outside host.
+    The record is delivered twice; then the agent sends the same once more, in two parts as before.
+    Guarantees: the finding is counted, raised as an episode and written on the record, once a call;
+    what was blocked is not learned, so the host is no more usual the second time; each call keeps
+    the verdict it was counted with.
+    """
+    rig = Rig(detectors={})
+    rig.send([span_of(1)])
+    for _ in range(2):
+        rig.send_logs([content_of(1, arguments=json.dumps(STOLEN))])
+    assert rig.counts("findings", "data_exfiltration", "block") == 1
+    assert rig.steps().count(("start", "data_exfiltration")) == 1
+    first, told, again = (call for call in rig.told if call is not None)
+    assert first.action == ALLOW
+    assert told.action == again.action == BLOCK
+    assert rig.counts("verdicts", "allow") == rig.counts("tool_calls") == 1
+    rig.send([span_of(2, call_id="c-2")])
+    rig.send_logs([content_of(2, call_id="c-2", arguments=json.dumps(STOLEN))])
+    assert rig.counts("findings", "data_exfiltration", "block") == 2
+    (agent,) = (row for row in rig.state.agents.rows if row["key"] != 0)
+    assert past.known(agent["past"], past.DESTINATIONS) == 0

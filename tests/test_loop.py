@@ -367,11 +367,11 @@ def test_counters_stay_at_their_end() -> None:
     session.call(0)
     slot = int(session.state["hand"])
     place = int(session.state["head"]) % loop.SUBWINDOWS
-    session.state["counts"][place, slot] = session.state["total"][slot] = 65534
+    session.state["counts"][slot, place] = session.state["total"][slot] = 65534
     session.state["calls"][place] = session.state["runs"][0] = 65535
     for at_s in (0, 40, 40):
         session.call(at_s)
-    assert session.state["total"][slot] == session.state["counts"][:, slot].sum() == 65535
+    assert session.state["total"][slot] == session.state["counts"][slot].sum() == 65535
     assert session.call(40)["observed"] == 65536
     assert session.call(1000)["observed"] == 1
 
@@ -399,7 +399,7 @@ def test_any_calls_leave_a_sound_state(calls: list[tuple[int, int, bool]]) -> No
         loop.learn(session.state, session.plan, call, CALM)
         if back:
             loop.unlearn(session.state, session.plan, call)
-        np.testing.assert_array_equal(session.state["total"], session.state["counts"].sum(axis=0))
+        np.testing.assert_array_equal(session.state["total"], session.state["counts"].sum(axis=1))
 
 
 def test_one_session_is_small() -> None:

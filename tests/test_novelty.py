@@ -93,7 +93,7 @@ def test_a_new_tool_and_new_names() -> None:
     assert (names["score"], names["variant"], names["observed"]) == (0.5, 1, 50)
     assert agent.look(Told(now_ns, tool=1))["score"] == 0.0
     assert tool["action"] == names["action"] == ALLOW
-    assert "never used" in novelty.CLAUSES[tool["variant"]]
+    assert "not used lately" in novelty.CLAUSES[tool["variant"]]
 
 
 def test_arguments_that_begin_to_be_carried_are_no_news() -> None:

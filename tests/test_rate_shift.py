@@ -191,7 +191,7 @@ def test_the_ceiling_is_of_a_minute() -> None:
     the next minute.
     Guarantees: from the 120th on they are over the limit of a minute; the next minute is not.
     """
-    agent = Agent(ceiling=120)
+    agent = Agent(ceiling=120, min_calls_minute=120)
     signs = agent.call(0, 150)
     assert [sign["action"] for sign in signs] == [ALLOW] * 119 + [PAUSE] * 31
     assert {(sign["limit"], sign["window_s"], sign["usual"]) for sign in signs[119:]} == {
@@ -202,16 +202,16 @@ def test_the_ceiling_is_of_a_minute() -> None:
 
 def test_minutes_see_what_seconds_do_not() -> None:
     """
-    Scenario: one call every two seconds for 15 minutes, then five a second.
-    Guarantees: no second is a shift, but the minute is, from its 120th call on.
+    Scenario: one call every two seconds for 15 minutes, then ten a second.
+    Guarantees: no second is a shift, but the minute is, from its 500th call on.
     """
     agent = Agent()
     for i in range(450):
         assert fired(agent.call(2 * i)) == 0
-    signs = agent.steady(900, 30, 5)
-    assert [sign["action"] for sign in signs] == [ALLOW] * 119 + [PAUSE] * 31
-    assert {sign["window_s"] for sign in signs[119:]} == {60}
-    assert signs[119]["usual"] == 30
+    signs = agent.steady(900, 60, 10)
+    assert [sign["action"] for sign in signs] == [ALLOW] * 499 + [PAUSE] * 101
+    assert {sign["window_s"] for sign in signs[499:]} == {60}
+    assert signs[499]["usual"] == 30
 
 
 def test_what_raised_an_alarm_is_not_learned() -> None:

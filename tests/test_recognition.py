@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from otel_anomaly.kernels import Record
 from otel_anomaly.otlp.attributes import ANY, STRING
@@ -53,6 +53,7 @@ Pairs = list[tuple[str, "Value"]]
 SOUND: dict[str, Any] = {"trace_id": b"T" * 16, "span_id": b"S" * 8}
 IDS = (wire.chunk(1, b"T" * 16), wire.chunk(2, b"S" * 8))
 CALL: Pairs = [("gen_ai.operation.name", "execute_tool")]
+MCP_CALL: Pairs = [("mcp.method.name", "tools/call")]
 LENIENT = compile_keys(
     [getattr(IDENTITY, who) for who in WHO], IDENTITY.weak, prefix="p", seed=SEED, lenient=True
 )
@@ -175,6 +176,12 @@ def test_each_dialect(dialect: Any) -> None:
         ([*CALL, ("success", True)], IS_CALL),
         ([*CALL, ("langfuse.observation.level", "ERROR")], IS_CALL | IS_ERROR),
         ([*CALL, ("error.type", "")], IS_CALL),
+        ([*MCP_CALL, ("rpc.response.status_code", "-32602")], IS_CALL | IS_MCP | IS_ERROR),
+        ([*MCP_CALL, ("rpc.response.status_code", -32602)], IS_CALL | IS_MCP | IS_ERROR),
+        ([*MCP_CALL, ("rpc.response.status_code", "OK")], IS_CALL | IS_MCP),
+        ([*MCP_CALL, ("rpc.response.status_code", "0")], IS_CALL | IS_MCP),
+        ([*MCP_CALL, ("rpc.response.status_code", 0)], IS_CALL | IS_MCP),
+        ([*CALL, ("error.type", False)], IS_CALL),
         ([*CALL, ("success", "False")], IS_CALL | IS_ERROR),
         ([*CALL, ("gen_ai.tool.status", "ERROR")], IS_CALL | IS_ERROR),
         ([("openinference.span.kind", "tool")], IS_CALL),
@@ -189,6 +196,33 @@ def test_flags(pairs: Pairs, flags: int) -> None:
     Guarantees: each is what it is; failures are seen where the telemetry tells them.
     """
     assert row_of(pairs)["flags"] == flags
+
+
+@pytest.mark.parametrize(
+    ("event", "told", "failed"),
+    [
+        ("exception", {"exception.type": "KeyError", "exception.escaped": "false"}, True),
+        ("exception", {"exception.message": "no order"}, True),
+        ("exception", {"exception.type": ""}, False),
+        ("log", {"exception.type": "KeyError"}, False),
+        ("gen_ai.choice", {"message": "[]", "status": "error"}, True),
+        ("gen_ai.choice", {"message": "[]", "status": "Success"}, False),
+        ("gen_ai.choice", {"message": "[]", "finish_reason": "error"}, False),
+    ],
+)
+@pytest.mark.parametrize("status", [Status.STATUS_CODE_UNSET, Status.STATUS_CODE_OK])
+def test_failures_in_events(
+    event: str, told: dict[str, str], *, failed: bool, status: Status.StatusCode.ValueType
+) -> None:
+    """
+    Scenario: calls whose span is not in error, with an event that may tell of one.
+    Guarantees: an exception, escaped or not, and a choice whose status is no success are failures.
+    """
+    span = Span(**SOUND, attributes=traffic.attributes(CALL), status=Status(code=status))
+    span.events.add(name=event, attributes=traffic.attributes(told.items()))
+    columns = check_scan(traffic.request([span]))
+    assert columns is not None
+    assert columns.rows[0]["flags"] == (IS_CALL | IS_ERROR if failed else IS_CALL)
 
 
 @pytest.mark.parametrize("kind", [2, 3, 2 + (1 << 32), 2 + (1 << 31)])
@@ -220,7 +254,8 @@ def test_kind_and_parent() -> None:
 def test_service() -> None:
     """
     Scenario: spans of services with and without a namespace, and a span that names a service.
-    Guarantees: only the resource tells the service; the namespace is part of it.
+    Guarantees: only the resource tells the service; the namespace is part of it; what an SDK
+    writes for want of a name is none.
     """
     span = Span(**SOUND, attributes=traffic.attributes([("service.name", "own")]))
 
@@ -232,6 +267,10 @@ def test_service() -> None:
     assert service() == 0
     assert service(("service.name", "s")) == name
     assert service(("service.namespace", "n")) == 0
+    assert service(("service.name", "unknown_service")) == 0
+    assert service(("service.name", "unknown_service:node"), ("service.namespace", "n")) == 0
+    assert service(("service.name", "s"), ("service.name", "unknown_service:node")) == name
+    assert service(("service.name", "unknown_services")) == hash_text("unknown_services", SEED)
     assert service(("service.name", "s"), ("service.namespace", "n")) == hash_two(space, name, SEED)
 
 
@@ -320,7 +359,14 @@ def test_content_of_another_mark() -> None:
 # --- Identities ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placeholder", ["OpenAI Agent", "agent", "Unknown", "DEFAULT"])
+@pytest.mark.parametrize(
+    "placeholder",
+    [
+        *("OpenAI Agent", "agent", "Unknown", "DEFAULT"),
+        *(" default ", "\tAgent\r\n", " ", '" agent"'),
+        *("unknown_service", "unknown_service:python", " unknown_service:"),
+    ],
+)
 def test_false_friends(placeholder: str) -> None:
     """
     Scenario: a text that names nobody where the agent's name belongs.
@@ -330,7 +376,10 @@ def test_false_friends(placeholder: str) -> None:
     pairs: Pairs = [("gen_ai.agent.name", placeholder), ("agent_name", "true name")]
     assert said(AGENT, pairs) == "true name"
     assert said(AGENT, [("service.name", placeholder)]) is None
-    assert said(USER, [("user.id", placeholder)]) == placeholder
+    if not placeholder.startswith('"'):
+        assert said(USER, [("user.id", placeholder)]) == placeholder
+    for name in (" defaults ", "unknown_services", "unknown_service-x", " x "):
+        assert said(AGENT, [("gen_ai.agent.name", name)]) == name
 
 
 def test_an_agent_named_like_its_model() -> None:

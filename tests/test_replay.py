@@ -285,6 +285,34 @@ def test_calls_in_logs(tmp_path: Path, suffix: str) -> None:
     assert message == ExportLogsServiceRequest.FromString(records())
 
 
+def test_each_binary_file_says_what_it_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Scenario: spans, and log records with and without trace ids, in one binary file each, and no
+    word of what they hold; spans whose ids are broken; nothing; then what is no OTLP.
+    Guarantees: each is read as what it is, in any order; what can be read as neither is refused by
+    its name.
+    """
+    spans = binary(tmp_path / "a.bin", five_calls(session="s-2"))
+    bare = binary(tmp_path / "b.bin", records())
+    traced = binary(tmp_path / "c.bin", records(trace_id=b"\xff" * 16, session="s-3"))
+    for files in ([spans, bare, traced], [traced, bare, spans]):
+        report = run(files, signal=None, out=tmp_path / "out.jsonl").report
+        assert (report["summary"]["spans"], report["summary"]["tool_calls"]) == (5, 15)
+        found = sorted((call["signal"], call["session"]) for call in report["calls"])
+        assert found == [("logs", "s-1")] * 5 + [("logs", "s-3")] * 5 + [("traces", "s-2")] * 5
+    broken = binary(tmp_path / "d.bin", request([Span(trace_id=b"t", name="x")]))
+    assert run([broken], signal=None).report["summary"]["spans"] == 1
+    assert run([binary(tmp_path / "e.bin")], signal=None).code == 0
+    neither = binary(tmp_path / "f.bin", b"\xff")
+    assert run([spans, neither], signal=None).code == 2
+    assert capsys.readouterr().err == (
+        f"{neither}: not an ExportTraceServiceRequest: its framing is broken"
+        " (read as traces; logs cannot be read in it either)\n"
+    )
+
+
 def test_a_call_told_twice(tmp_path: Path) -> None:
     """
     Scenario: the same five calls told by spans and by log records, as lines of one file: spans

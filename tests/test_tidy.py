@@ -25,7 +25,7 @@ PACKAGE = ROOT / "otel_anomaly"
 # the processor: they meet in `handoff`. Everybody may ask the house itself for its version.
 EDGE = {"handoff", "config", "telemetry", "otlp"}
 CORE = {"handoff", "kernels", "config", "otlp", "entities", "detectors", "scoring", "state"}
-STEPS = {"policy", "gathering", "ahead", "correction", "episode_steps"}
+STEPS = {"policy", "gathering", "ahead", "correction", "episode_steps", "looking"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "handoff": set(),
@@ -44,10 +44,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ahead": CORE - {"handoff"},
     "correction": CORE - {"handoff"},
     "episode_steps": CORE - {"handoff"},
+    "looking": CORE - {"handoff"} | {"policy", "gathering", "ahead", "correction"},
     "judge": CORE - {"handoff"} | STEPS,
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
-    "processor": CORE | {"telemetry", "plans", "gathering", "judge", "verdict", "workspace"},
+    "processor": CORE
+    | {"telemetry", "plans", "gathering", "looking", "judge", "verdict", "workspace"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,

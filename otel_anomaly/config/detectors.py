@@ -84,7 +84,7 @@ class RateShiftConfig(Section):
     """The limit is at least so many times the level reached in three closed buckets."""
     min_calls_second: Count = Field(default=30, ge=1, le=COUNT_MAX)
     """No one-second bucket below this is ever a shift."""
-    min_calls_minute: Count = Field(default=120, ge=1, le=COUNT_MAX)
+    min_calls_minute: Count = Field(default=500, ge=1, le=COUNT_MAX)
     """No one-minute bucket below this is ever a shift."""
     min_buckets: Count = Field(default=10, ge=3, le=59)
     """Closed buckets needed before a resolution judges: its learning time."""
@@ -270,7 +270,7 @@ class UnknownConnectionConfig(Section):
     """Whether the detector runs."""
     allow: Hosts = ()
     """Hosts (`api.example.com`, `*.example.com`, `.example.com`, `10.0.0.0/8`, with or without a
-    port) that may be named. Empty: the detector is off."""
+    port) and buckets (`s3://bucket`) that may be named. Empty: the detector is off."""
     action: Action = "block"
     """What another host asks for."""
 
@@ -345,8 +345,8 @@ class DataExfiltrationConfig(Section):
     enabled: bool = True
     """Whether the detector runs."""
     inside: Hosts = ()
-    """Hosts and mail domains that are ours, written as for `unknown_connection.allow`. Private
-    and local addresses are always inside."""
+    """Hosts, mail domains and buckets that are ours, written as for `unknown_connection.allow`.
+    Private and local addresses are always inside."""
     action: Action = "block"
     """What it asks for."""
 

@@ -3,7 +3,8 @@
 Globs know two signs: `*` stands for any text, also none, `?` for one character. Letter case is
 ignored within ASCII. Hosts are written as `api.example.com`, `*.example.com` (below it),
 `.example.com` (it and below), an IP address, or a network (`10.0.0.0/8`); a port after it
-(`host:443`, `[::1]:443`) allows that port only.
+(`host:443`, `[::1]:443`) allows that port only. A bucket of a storage service is written with its
+scheme, `s3://bucket`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ _HOST = re.compile(rf"(?:\*?\.)?(?:{_LABEL}\.)*{_LABEL}")
 _LIKE_AN_ADDRESS = re.compile(r"[\d.]+(?:/[\d.]*)?|\[.*|[0-9a-f:.]*:[0-9a-f:.]*(?:/\d*)?")
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")  # Last part of an address, as URLs are read (WHATWG).
 _PORT = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*):(?P<port>\d{1,5})")
+STORES = (
+    *("abfs", "abfss", "adl", "az", "azure", "b2", "cos", "cosn", "dropbox", "gcs", "gdrive", "gs"),
+    *("hf", "obs", "onedrive", "oss", "r2", "s3", "s3a", "s3n", "wasb", "wasbs"),
+)
+"""Schemes behind which stands the name of a bucket."""
+_BUCKET = re.compile(r"(?P<scheme>\w+)://[a-z0-9][a-z0-9._-]{0,254}")
 _HOST_CHARS_MAX, _PORT_MAX = 253, 65535
 
 
@@ -58,6 +65,8 @@ def _host(text: str) -> str:
     entry = text.lower()
     if not entry.isascii():
         raise ValueError("must be ASCII: write the xn-- form of the name")
+    if "://" in entry:
+        return _bucket(entry)
     match = _PORT.fullmatch(entry)
     host = match["host"] if match else entry
     if match and not 0 < int(match["port"]) <= _PORT_MAX:
@@ -71,6 +80,14 @@ def _host(text: str) -> str:
     if _NUMBER.fullmatch(name.rpartition(".")[2]):
         raise ValueError("ends in a number, so URLs read it as an address")
     return f"{name}:{match['port']}" if match else name
+
+
+def _bucket(entry: str) -> str:
+    """One bucket of a storage service."""
+    match = _BUCKET.fullmatch(entry)
+    if match is None or match["scheme"] not in STORES:
+        raise ValueError("must be a bucket like s3://name, or a host without scheme and path")
+    return entry
 
 
 def _check_address(host: str) -> None:

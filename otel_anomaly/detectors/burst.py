@@ -71,7 +71,6 @@ HOUR_S: Final = 3600
 PLAN = np.dtype([("enabled", "i8"), ("threshold", "i8"), ("seconds", "i8")])
 STATE = np.dtype(
     [
-        ("ring", RING),
         ("hour", "i8"),  # Number of the open hour since 1970.
         ("alarm", "i8"),  # Second of the last call whose verdict reached pause; 0: none.
         ("busy_hour", "i8"),  # Number of the last busy hour.
@@ -79,6 +78,7 @@ STATE = np.dtype(
         ("busy", "i4"),  # How many busy hours.
         ("peak", "i4"),  # Highest r of the open hour.
         ("spoilt", "i4"),  # A verdict in the open hour reached pause.
+        ("ring", RING),
         ("peaks", "u2", (HOURS_KEPT,)),  # Of the last busy hours.
     ],
     align=True,

@@ -23,6 +23,7 @@ CALL = np.dtype(
         ("destination_is", "i4", (DESTINATIONS_MAX,)),  # Bits of `content`: HOST, MAIL, OUTSIDE...
         ("destinations", "i4"),  # How many of them are in use.
         ("secrets", "i4"),
+        ("credentials", "i4"),  # Of these: they log in where the call goes.
         ("personal", "i4"),  # Personal data of any kind, destinations not counted.
         ("personal_strong", "i4"),  # Of these: card, account and national id numbers.
         ("starts_program", "i4"),  # Whether the tool is one that starts programs.

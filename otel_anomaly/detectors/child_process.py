@@ -55,9 +55,9 @@ from otel_anomaly.kernels import Record, inlined, kernel
 
 NAME: Final = "child_process"
 CLAUSES: Final = (
-    "a program was started",
-    "a program never started before in {usual} calls of this agent",
-    "a program never started before in {usual} calls of this service",
+    "the tool started a program, where none is to be started",
+    "the tool started a program that this agent has not started lately, after {usual} calls",
+    "the tool started a program no agent of this service has started lately, after {usual} calls",
 )
 ANY, OF_AGENT, OF_SERVICE = np.arange(3)
 

@@ -44,10 +44,11 @@ from otel_anomaly.config import CredentialLeakConfig
 from otel_anomaly.detectors.finding import ACTIONS, JUDGED, LATE, NO_ARGUMENTS, OFF, SECOND_NS
 from otel_anomaly.detectors.measure import measure
 from otel_anomaly.detectors.silence import silence
+from otel_anomaly.detectors.subwindows import number_of
 from otel_anomaly.kernels import Int, Record, inlined, kernel
 
 NAME: Final = "credential_leak"
-CLAUSES: Final = ("{observed} secrets in arguments in {window} s, limit {limit}",)
+CLAUSES: Final = ("secrets in the agent's arguments in {window} s: {observed}, limit {limit}",)
 
 SUBWINDOWS: Final = 12
 COUNT_MAX: Final = 65535
@@ -84,10 +85,11 @@ def make_plan(config: CredentialLeakConfig) -> np.ndarray:
 @inlined
 def _bring_up(state: Record, plan: Record, call: Record) -> Int:
     """Move the ring up to a call, if that is newer. Returns the number of the call's sub-window."""
-    subwindow = call["time_ns"] // plan["subwindow_ns"]
     if state["subwindow_ns"] != plan["subwindow_ns"]:
         # Cut for another window, before the configuration changed: it says nothing here.
+        subwindow = call["time_ns"] // plan["subwindow_ns"]
         state["subwindow_ns"], state["head"] = plan["subwindow_ns"], subwindow - SUBWINDOWS
+    subwindow = number_of(call["time_ns"], plan["subwindow_ns"], state["head"])
     passed = min(subwindow - state["head"], np.int64(SUBWINDOWS))
     for back in range(passed):
         state["counts"][(subwindow - back) % SUBWINDOWS] = 0

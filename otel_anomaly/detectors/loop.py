@@ -23,9 +23,10 @@ window are in a run.
 Results decide where telemetry carries them. A call that comes back with another result than last
 time starts again at 1: polling that makes progress is no loop. One that comes back with the same
 is warned of from `repeat` on, with a score from 0.25 up to 0.5 at `threshold`; so is a call that
-fails without saying how, which is counted apart from the same call that does not fail. Where no
-result is carried every repetition counts, towards `threshold` alone. From there on the score is
-1 - threshold / (2 * observed). Tools that poll by nature are exempt by configuration.
+fails, whatever its error says (a time, a number of the request), which is counted apart from the
+same call that does not fail. Where no result is carried every repetition counts, towards
+`threshold` alone. From there on the score is 1 - threshold / (2 * observed). Tools that poll by
+nature are exempt by configuration.
 
 A new call takes the slot with the smallest count, the oldest among equals, and starts at 1. So a
 flood of calls that differ moves through the slots of calls made once, and a loop that has come
@@ -75,6 +76,7 @@ from otel_anomaly.detectors.finding import (
 )
 from otel_anomaly.detectors.measure import measure
 from otel_anomaly.detectors.silence import silence
+from otel_anomaly.detectors.subwindows import number_of
 from otel_anomaly.kernels import Int, Record, inlined, kernel
 
 NAME: Final = "loop"
@@ -109,10 +111,10 @@ STATE = np.dtype(
         ("recent", "u4", (PERIOD_MAX,)),  # The last calls with their results, newest first.
         ("result", "u2", (SLOTS,)),  # Of the last call that carried one; 0: none did.
         ("total", "u2", (SLOTS,)),  # Sum of the slot's counts.
-        ("counts", "u2", (SUBWINDOWS, SLOTS)),
         ("calls", "u2", (SUBWINDOWS,)),  # All calls of the session.
         ("runs", "u2", (PERIOD_MAX - 1,)),  # Of the periods 2, 3, 4.
         ("hand", "u2"),  # Slot taken last.
+        ("counts", "u2", (SLOTS, SUBWINDOWS)),
     ],
     align=True,
 )
@@ -135,15 +137,15 @@ def make_plan(config: LoopConfig) -> np.ndarray:
 def _tag(call: Record) -> Int:
     """Which call this is, 32 bits, never 0."""
     tag = (call["fingerprint"] ^ (call["fingerprint"] >> 32)) & 0xFFFFFFFF
-    if call["failed"] != 0 and call["result"] == 0:
+    if call["failed"] != 0:
         tag ^= _FAILED
     return tag if tag != 0 else np.int64(1)
 
 
 @inlined
 def _result(call: Record) -> Int:
-    """What the call came back with, 16 bits; 0: not carried."""
-    if call["result"] == 0:
+    """What the call came back with, 16 bits; 0: not carried, or that it failed."""
+    if call["result"] == 0 or call["failed"] != 0:
         return np.int64(0)
     result = call["result"] & 0xFFFF
     return result if result != 0 else np.int64(1)
@@ -159,10 +161,11 @@ def _mark(tag: Int, result: Int) -> Int:
 @inlined
 def _bring_up(state: Record, plan: Record, call: Record) -> Int:
     """Move the ring up to a call, if that is newer. Returns the number of the call's sub-window."""
-    subwindow = call["time_ns"] // plan["subwindow_ns"]
     if state["subwindow_ns"] != plan["subwindow_ns"]:
         # Cut for another window, before the configuration changed: it says nothing here.
+        subwindow = call["time_ns"] // plan["subwindow_ns"]
         state["subwindow_ns"], state["head"] = plan["subwindow_ns"], subwindow - SUBWINDOWS
+    subwindow = number_of(call["time_ns"], plan["subwindow_ns"], state["head"])
     if subwindow > state["head"]:
         _advance(state, subwindow)
     return subwindow
@@ -177,29 +180,28 @@ def _advance(state: Record, subwindow: Int) -> None:
     for _ in range(min(passed, np.int64(SUBWINDOWS))):
         state["calls"][place] = 0
         for slot in range(SLOTS):
-            state["total"][slot] -= state["counts"][place, slot]
-            state["counts"][place, slot] = 0
+            state["total"][slot] -= state["counts"][slot, place]
+            state["counts"][slot, place] = 0
         place = place - 1 if place > 0 else np.int64(SUBWINDOWS - 1)
 
 
 @inlined
 def _slot_of(state: Record, tag: Int) -> Int:
     """The slot of a call, -1: it has none."""
+    found = np.int64(-1)
     for slot in range(SLOTS):
-        if state["tag"][slot] == tag:
-            return np.int64(slot)
-    return np.int64(-1)
+        found = max(found, np.int64(slot if state["tag"][slot] == tag else -1))
+    return found
 
 
 @inlined
 def _give_slot(state: Record, tag: Int) -> Int:
     """A newcomer takes the slot with the smallest count, the one taken longest ago among equals."""
-    chosen, least = np.int64(0), np.int64(COUNT_MAX + 1)
-    slot = np.int64(state["hand"])
-    for _ in range(SLOTS):
-        slot = slot + 1 if slot + 1 < SLOTS else np.int64(0)
-        if state["total"][slot] < least:
-            chosen, least = slot, np.int64(state["total"][slot])
+    hand = np.int64(state["hand"])
+    least = np.int64((COUNT_MAX + 1) * SLOTS)
+    for slot in range(SLOTS):
+        least = min(least, np.int64(state["total"][slot]) * SLOTS + (slot - hand - 1) % SLOTS)
+    chosen = (hand + 1 + least) % SLOTS
     _empty(state, chosen)
     state["tag"][chosen], state["result"][chosen], state["hand"] = tag, 0, chosen
     return chosen
@@ -210,7 +212,7 @@ def _empty(state: Record, slot: Int) -> None:
     """Start a slot again at none."""
     state["total"][slot] = 0
     for place in range(SUBWINDOWS):
-        state["counts"][place, slot] = 0
+        state["counts"][slot, place] = 0
 
 
 @inlined
@@ -322,7 +324,7 @@ def learn(state: Record, plan: Record, call: Record, alarmed: bool) -> None:  # 
         state["result"][slot] = result
     place = subwindow % SUBWINDOWS
     if state["total"][slot] < COUNT_MAX:
-        state["counts"][place, slot] += 1
+        state["counts"][slot, place] += 1
         state["total"][slot] += 1
     if state["calls"][place] < COUNT_MAX:
         state["calls"][place] += 1
@@ -346,8 +348,8 @@ def unlearn(state: Record, plan: Record, call: Record) -> None:
     if outside or _why_not(plan, call) != JUDGED:
         return
     place, slot = subwindow % SUBWINDOWS, _slot_of(state, _tag(call))
-    if slot >= 0 and state["counts"][place, slot] > 0:
-        state["counts"][place, slot] -= 1
+    if slot >= 0 and state["counts"][slot, place] > 0:
+        state["counts"][slot, place] -= 1
         state["total"][slot] -= 1
     if state["calls"][place] > 0:
         state["calls"][place] -= 1

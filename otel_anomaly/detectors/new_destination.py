@@ -60,8 +60,11 @@ from otel_anomaly.otlp.content import ACCOUNT, HOST, MAIL
 
 NAME: Final = "new_destination"
 CLAUSES: Final = (
-    "destinations never named before: {observed}, after {usual} calls of this agent",
-    "destinations never named before: {observed}, after {usual} calls of this service",
+    "the call leads where this agent has not been lately, after {usual} calls: {observed} new",
+    (
+        "the call leads where no agent of this service has been lately, after {usual} calls:"
+        " {observed} new"
+    ),
 )
 OF_AGENT, OF_SERVICE = np.arange(2)
 

@@ -62,10 +62,10 @@ __all__ = ["CLAUSES", "NAME", "PLAN", "SIGN", "SKIP_REASONS", "make_plan", "scor
 
 NAME: Final = "novelty"
 CLAUSES: Final = (
-    "a tool this agent never used in {observed} calls",
-    "argument names this agent never used in {observed} calls of this tool",
-    "a tool no agent of this service used in {observed} calls",
-    "argument names no agent of this service used in {observed} calls of this tool",
+    "a tool this agent has not used lately, after {observed} calls",
+    "argument names this agent has not used lately, after {observed} calls of this tool",
+    "a tool no agent of this service has used lately, after {observed} calls",
+    "argument names no agent of this service has used lately, after {observed} calls of this tool",
 )
 OF_SERVICE: Final = 2
 """First variant of what is judged against the service."""

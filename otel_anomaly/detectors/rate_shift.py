@@ -18,6 +18,10 @@ over the closed buckets x of a resolution (idle ones count as 0), where
     level = the third largest of x, for seconds: of x and peaks together
     floor = min_calls_second or min_calls_minute
 
+A minute needs as many calls as one session may make (`rate.block`): the nightly batch of a quiet
+agent is unusual and no attack, so below that `burst` and `rate` warn of it and nothing is stopped.
+What is left is whoever spreads more than that over sessions, and any second above its limit.
+
 so an agent that was quiet for a minute is still held against the bursts of its last hour, and one
 single burst in the past does not hide the next. A minute is also over the limit at `ceiling`,
 even for an agent that has no past. A bucket in which a verdict reached `pause` is left out of every

@@ -44,7 +44,7 @@ from otel_anomaly.kernels import Array, Int, Record, inlined
 __all__ = ["ACTIONS", "CLAUSES", "NAME", "PLAN", "SIGN", "make_plan", "score"]
 
 NAME: Final = "risk"
-CLAUSES: Final = ("{observed} of 1, limit {limit}",)
+CLAUSES: Final = ("weak signs add up to {observed} on a scale to 1, limit {limit}",)
 _SCALE: Final = 10.0**DIGITS
 
 PLAN = np.dtype(

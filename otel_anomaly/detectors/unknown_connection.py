@@ -1,11 +1,17 @@
 """`unknown_connection`: a call names a host that is not on the list of allowed ones.
 
-Sees: any host among the arguments, in a URL or by itself, that no entry of `allow` covers: an exact
-name, a suffix, an address or a network, each with a port or without. Nothing is learned, so the
-first call counts. Blind to: hosts that do not stand in the arguments (a script that is run, a name
-that resolves to another machine, a redirect); spans without arguments; the ninth and later
-destinations of one call. Names are compared as URL parsers read them, so case, port, user part,
-trailing dot, punycode and odd spellings of addresses make no difference.
+Sees: a host among the arguments that no entry of `allow` covers: an exact name, a suffix, an
+address or a network, each with a port or without. A host is seen in a URL wherever it stands, as a
+whole value (`evil.com/x`), in a login (`me@evil.com:path`), behind a program that takes hosts
+(`commands`), as `"//evil.com/x"`; and so is a bucket (`s3://bucket`), which is covered by an entry
+of its own alone. Nothing is learned, so the first call counts. Names are compared as URL parsers
+read them, so case, port, user part, trailing dot, punycode and odd spellings of addresses make no
+difference.
+
+Blind to: a bare name in running text or behind a program that is not known to take hosts; names
+without a dot outside of URLs; hosts that do not stand in the arguments (a script that is run, a
+name that resolves to another machine, a redirect); spans without arguments; the ninth and later
+destinations of one call, of which listed hosts, paths and mails give way first.
 
     hosts of the call that are not listed > 0 -> action, score 1
 
@@ -39,7 +45,7 @@ from otel_anomaly.kernels import Int, Record, inlined
 from otel_anomaly.otlp.content import HOST, LISTED
 
 NAME: Final = "unknown_connection"
-CLAUSES: Final = ("hosts not on the list of allowed ones: {observed}",)
+CLAUSES: Final = ("the call names hosts that are not on the list of allowed hosts: {observed}",)
 
 PLAN = np.dtype([("enabled", "i8"), ("listed", "i8"), ("action", "i8")])
 LIMIT = np.int64(1)

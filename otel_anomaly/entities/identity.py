@@ -26,8 +26,17 @@ from typing import Final
 import numpy as np
 
 from otel_anomaly.entities.links import Links, agent_above
-from otel_anomaly.entities.table import OF_ROW, Table, find, find_or_make
-from otel_anomaly.kernels import Array, Int, Record, copy, inlined, kernel
+from otel_anomaly.entities.table import (
+    OF_ROW,
+    SOON,
+    Table,
+    find,
+    find_or_make,
+    in_lines,
+    make,
+    touch,
+)
+from otel_anomaly.kernels import Array, Int, Record, copy, inlined, kernel, prefetch_part
 from otel_anomaly.otlp.dialects import AGENT, SESSION, TENANT, USER, WEAK, WHO
 from otel_anomaly.otlp.hashing import hash_two
 from otel_anomaly.otlp.scan import ABSENT, BAD_ID, IS_CALL, IS_HINT, IS_SERVER, RESOURCE_LEVEL
@@ -42,7 +51,7 @@ NAME_BYTES: Final = 96
 FROM_NOBODY, FROM_SPAN, FROM_TRACE, FROM_WEAK, FROM_ABOVE = range(5)
 """Where an identity came from. FROM_SPAN: from the span, its resource or its scope."""
 
-TRACE = np.dtype(
+TRACE = in_lines(
     [
         *OF_ROW,
         ("last", "i8"),  # Serial number of the last call judged in it, 0: none.
@@ -51,13 +60,13 @@ TRACE = np.dtype(
         ("hash", "i8", (len(WHO),)),  # 0: not said yet.
         ("kind", "i1", (len(WHO),)),
         ("length", "u1", (len(WHO),)),
-        ("text", "u1", (len(WHO), NAME_BYTES)),
     ],
-    align=True,
+    [("text", "u1", (len(WHO), NAME_BYTES))],
 )
 assert np.iinfo(np.uint8).max > NAME_BYTES
 
-TRACE_STATE_BYTES: Final = TRACE.fields["text"][1]  # type: ignore[index]  # It has fields.
+_TEXT: Final = int(TRACE.fields["text"][1])  # type: ignore[index]  # It has fields.
+TRACE_STATE_BYTES: Final = _TEXT
 """The texts come last, and mean something only up to their lengths."""
 
 NAME = np.dtype(
@@ -132,13 +141,21 @@ def remember_trace(table: Table, data: Array, row: Record, now_ns: Int) -> Int:
         return np.int64(0)
     if row["trace"] == 0:
         return np.int64(0)  # A log record outside of any.
-    number = find_or_make(table, row["trace"], now_ns)
+    number = find(table, row["trace"])
+    # Most traces are new, and a kernel that is handed a table is dear to call.
+    number = (
+        touch(table, number, row["trace"], now_ns)
+        if number != 0
+        else make(table, row["trace"], now_ns)
+    )
     if number == 0:
         return np.int64(0)
     trace = table.rows[number]
     for who in range(len(WHO)):
         if row["order"][who] >= RESOURCE_LEVEL:
             continue
+        # The next new trace takes the row under the hand, and is mostly told the same.
+        prefetch_part(table.rows, table.head[0]["hand"] + SOON, _TEXT + who * NAME_BYTES)
         said = trace["hash"][who]
         start = row["start_ns"]
         if said != 0 and (

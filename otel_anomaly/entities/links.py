@@ -15,8 +15,11 @@ and wait at the next one if it is neither a call nor an agent.
       '- invoke_agent expert  <- a boundary: what is below is another call
            '- execute_tool search
 
-Two generations of open addressing: when one is full, the older is emptied and takes over. Between
-`capacity` and twice as many spans are known, at two look-ups and no deletions.
+    slots   | tag and place | 0 | ..    open addressing; the tag is the upper half of a key
+    spans   | link | link | ..          in the order they came: a new one costs no cache miss
+
+Two generations of both: when one is full, the slots of the older are emptied and it takes over.
+Between `capacity` and twice as many spans are known, at two look-ups and no deletions.
 """
 
 from __future__ import annotations
@@ -25,7 +28,17 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import Int, Record, borrow, copy_record, inlined, kernel, prefetch
+from otel_anomaly.entities.table import LINE, TAG, zeros
+from otel_anomaly.kernels import (
+    Int,
+    Record,
+    borrow,
+    copy_record,
+    inlined,
+    kernel,
+    load_word,
+    prefetch,
+)
 
 KNOWN, IS_TOOL, STOPS, PART_FAILED, COUNTED, FOLDED, SPOKEN = 1, 2, 4, 8, 16, 32, 64
 """Flags of a link. KNOWN: the span itself was seen, not only told of by a child. STOPS: an agent
@@ -34,24 +47,36 @@ is an outer span of a call judged before, and has spoken for it."""
 
 LINK = np.dtype(
     [
+        ("key", "i8"),  # Identity of the span, or of a call by its id.
         ("parent", "i8"),  # Identity of the span above, 0: none.
-        ("start_ns", "i8"),
         ("end_ns", "i8"),  # With the identity it tells a copy from an id used again.
-        ("tool", "i8"),  # Hash of the tool's name.
-        ("call_id", "i8"),  # Hash of the call's id; 0 of MCP, which numbers its requests itself.
-        ("agent", "i8"),  # Hash of the agent's name that stands on a span that STOPS.
+        ("name", "i8"),  # Hash: of the tool of a call; of the agent that STOPS; 0: not told.
         ("event", "i8"),  # Serial number of the call it belongs to, 0: none.
         ("waiting", "i8"),  # Serial number of the first call that waits for it, 0: none.
-        ("waiters", "i4"),
-        ("folded", "i4"),  # Spans that it speaks for.
-        ("flags", "i8"),
-        ("request", "i8"),  # Number of the request that brought it, and its row in that.
-        ("row", "i8"),
+        ("call_id", "i4"),  # As `short_id` has it.
+        ("request", "i4"),  # Number of the request that brought it, and its row in that.
+        ("row", "i4"),
+        ("waiters", "i2"),
+        ("folded", "i1"),  # Spans that it speaks for.
+        ("flags", "i1"),
     ],
     align=True,
 )
-HEAD = np.dtype([("mask", "i8"), ("capacity", "i8"), ("used", "i8"), ("current", "i8")])
-
+assert LINK.itemsize == LINE
+HEAD = np.dtype(
+    [
+        ("mask", "i8"),
+        ("capacity", "i8"),
+        ("used", "i8"),
+        ("current", "i8"),
+        ("turns", "i8"),  # How often the generations were turned over,
+        ("looked", "i8"),  # and how often when the request was looked at that is judged now.
+    ]
+)
+SLOTS_TOGETHER: Final = 4
+"""Slots of one generation in a cache line."""
+_SOON: Final = 6
+"""Links between asking for memory and using it."""
 STEPS_MAX: Final = 32
 """Ancestors looked through: hostile parents may form a circle."""
 WAITERS_MAX: Final = 64
@@ -66,50 +91,97 @@ class Links(NamedTuple):
 
     head: np.ndarray
     """HEAD [1]."""
-    keys: np.ndarray
-    """int64 [2 * 2^n]: identities, 0 is free; the first half is one generation."""
+    slots: np.ndarray
+    """int64 [2 * 2^n]: 0 is free; a cache line holds four of either generation."""
     spans: np.ndarray
-    """LINK [2 * 2^n]."""
+    """LINK [2 * capacity], likewise."""
     blank: np.ndarray
     """LINK [1], zeros."""
 
 
 def make_links(capacity: int) -> Links:
     """An empty memory of at least the last `capacity` spans."""
-    size = 1 << (2 * capacity).bit_length()
+    size = max(4, 1 << (2 * capacity - 1).bit_length())
     head = np.zeros(1, HEAD)
     head["mask"], head["capacity"] = size - 1, capacity
-    return Links(head, np.zeros(2 * size, np.int64), np.zeros(2 * size, LINK), np.zeros(1, LINK))
+    spans = zeros(2 * capacity, LINK)
+    slots = zeros(2 * size, np.dtype(np.int64))
+    return Links(head, slots, spans, np.zeros(1, LINK))
 
 
 @inlined
 def borrow_links(links: Links) -> Links:
     """`borrow` for all arrays."""
-    return Links(borrow(links.head), borrow(links.keys), borrow(links.spans), borrow(links.blank))
+    return Links(borrow(links.head), borrow(links.slots), borrow(links.spans), borrow(links.blank))
+
+
+@inlined
+def _slot(at: Int, generation: Int) -> Int:
+    """Where the `at`-th slot of a generation lies."""
+    return (at >> 2) << 3 | generation << 2 | (at & 3)
+
+
+@inlined
+def _home(links: Links, key: Int) -> Int:
+    """The slot of either generation where the search for a key begins: the first of its line."""
+    return (key >> 32) & links.head[0]["mask"] & ~np.int64(3)
 
 
 @inlined
 def prefetch_link(links: Links, key: Int) -> None:
-    """Ask for the places where a span may lie."""
-    size = links.head[0]["mask"] + 1
-    place = key & links.head[0]["mask"]
-    prefetch(links.keys, place)
-    prefetch(links.keys, size + place)
-    prefetch(links.spans, links.head[0]["current"] * size + place)
+    """Ask for the slots where a span may be told of."""
+    prefetch(links.slots, _slot(_home(links, key), np.int64(0)))
 
 
 @inlined
 def find_link(links: Links, key: Int) -> Int:
     """Where the link of a span lies, or -1."""
-    mask, current = links.head[0]["mask"], links.head[0]["current"]
-    for generation in range(2):
-        base = (current ^ generation) * (mask + 1)
-        place = key & mask
-        while links.keys[base + place] != 0:
-            if links.keys[base + place] == key:
-                return base + place
-            place = (place + 1) & mask
+    current = links.head[0]["current"]
+    place = _find_in(links, key, current)
+    return place if place >= 0 else _find_in(links, key, current ^ 1)
+
+
+@inlined
+def _find_in(links: Links, key: Int, generation: Int) -> Int:
+    """Where the link of a span lies in a generation, or -1.
+
+    Four slots are looked at together: which of them it is, or how many are taken, is a matter of
+    chance that no processor foretells; that it is in none of them is the usual case.
+    """
+    slots, home = links.slots, _home(links, key)
+    while True:
+        at = _slot(home, generation)
+        last = load_word(slots, at + 3)
+        place = np.int64(-1)
+        for i in range(SLOTS_TOGETHER):
+            slot = load_word(slots, at + i)
+            place = (slot & ~TAG) - 1 if (slot ^ key) & TAG == 0 and slot != 0 else place
+        if place >= 0:
+            return _find_same(links, key, home, generation)
+        if last == 0:
+            return place
+        home = (home + SLOTS_TOGETHER) & links.head[0]["mask"]
+
+
+@inlined
+def _find_same(links: Links, key: Int, at: Int, generation: Int) -> Int:
+    """Where the link of a span lies, from a slot on; there is one with its tag."""
+    slot = load_word(links.slots, _slot(at, generation))
+    while slot != 0:
+        place = (slot & ~TAG) - 1
+        if (slot ^ key) & TAG == 0 and links.spans[place]["key"] == key:
+            return place
+        at = (at + 1) & links.head[0]["mask"]
+        slot = load_word(links.slots, _slot(at, generation))
     return np.int64(-1)
+
+
+@inlined
+def link_at(links: Links, place: Int, key: Int) -> Int:
+    """`find_link` for whoever knows where the link lay when the request was looked at, or -1."""
+    if place >= 0 and links.head[0]["turns"] == links.head[0]["looked"]:
+        return place
+    return find_link(links, key)
 
 
 @inlined
@@ -119,36 +191,51 @@ def find_or_make_link(links: Links, key: Int) -> Int:
     May turn the generations over: places found before are no longer true.
     """
     found = find_link(links, key)
-    if found >= 0:
-        return found
+    return found if found >= 0 else make_link(links, key)
+
+
+@inlined
+def make_link(links: Links, key: Int) -> Int:
+    """A blank link for a key that has none."""
     head = links.head[0]
     if head["used"] >= head["capacity"]:
         _turn_over(head, links)
-    base = head["current"] * (head["mask"] + 1)
-    place = key & head["mask"]
-    while links.keys[base + place] != 0:
-        place = (place + 1) & head["mask"]
-    links.keys[base + place] = key
-    copy_record(links.spans[base + place], links.blank[0])
+    at, current = _home(links, key), head["current"]
+    while load_word(links.slots, _slot(at, current) + 3) != 0:
+        at = (at + SLOTS_TOGETHER) & head["mask"]
+    first = _slot(at, current)
+    for i in range(SLOTS_TOGETHER - 1):  # They are taken one after the other.
+        at += load_word(links.slots, first + i) != 0
+    place = current * head["capacity"] + head["used"]
+    links.slots[_slot(at, current)] = (key & TAG) | (place + 1)
+    prefetch(links.spans, place + _SOON)
+    copy_record(links.spans[place], links.blank[0])
+    links.spans[place]["key"] = key
     head["used"] += 1
-    return base + place
+    return np.int64(place)
 
 
 @kernel
 def _turn_over(head: Record, links: Links) -> None:
     """Empty the older generation; it becomes the current one."""
-    size = head["mask"] + 1
     head["current"] = 1 - head["current"]
     head["used"] = 0
-    base = head["current"] * size
-    for place in range(base, base + size):
-        links.keys[place] = 0
+    head["turns"] += 1
+    for at in range(head["mask"] + 1):
+        links.slots[_slot(at, head["current"])] = 0
+
+
+@inlined
+def short_id(call_id: Int) -> Int:
+    """32 bits of the hash of a call's id, never 0: they only tell spans of one branch apart."""
+    short = call_id >> 32
+    return short if short != 0 else np.int64(1)
 
 
 @inlined
 def same_call(tool: Int, call_id: Int, outer: Record) -> bool:
     """Whether a call inside another is the same one: no name and no id says otherwise."""
-    if tool != outer["tool"] and tool != 0 and outer["tool"] != 0:
+    if tool != outer["name"] and tool != 0 and outer["name"] != 0:
         return False
     return bool(call_id == outer["call_id"] or call_id == 0 or outer["call_id"] == 0)
 
@@ -175,7 +262,7 @@ def outermost(links: Links, parent: Int, tool: Int, call_id: Int) -> tuple[Int, 
             if not same_call(tool, call_id, link):
                 return best, np.int64(0)
             best = place
-            tool = np.int64(link["tool"]) if tool == 0 else tool
+            tool = np.int64(link["name"]) if tool == 0 else tool
             call_id = np.int64(link["call_id"]) if call_id == 0 else call_id
         parent = np.int64(link["parent"])
     return np.int64(-1), np.int64(0)
@@ -193,6 +280,11 @@ def steps_to(links: Links, parent: Int, place: Int) -> Int:
 
 
 @inlined
+def _names_an_agent(link: Record) -> bool:
+    return bool(link["flags"] & STOPS != 0 and link["name"] != 0)
+
+
+@inlined
 def first_unknown(links: Links, parent: Int) -> Int:
     """Identity of the first ancestor that is not known yet, 0: there is none below the nearest
     agent that has a name."""
@@ -202,7 +294,7 @@ def first_unknown(links: Links, parent: Int) -> Int:
         place = find_link(links, parent)
         if place < 0 or links.spans[place]["flags"] & KNOWN == 0:
             return parent
-        if links.spans[place]["agent"] != 0:
+        if _names_an_agent(links.spans[place]):
             return np.int64(0)
         parent = np.int64(links.spans[place]["parent"])
     return np.int64(0)
@@ -217,7 +309,7 @@ def agent_above(links: Links, parent: Int) -> Int:
         place = find_link(links, parent)
         if place < 0:
             return np.int64(0)
-        if links.spans[place]["agent"] != 0:
-            return np.int64(links.spans[place]["agent"])
+        if _names_an_agent(links.spans[place]):
+            return np.int64(links.spans[place]["name"])
         parent = np.int64(links.spans[place]["parent"])
     return np.int64(0)

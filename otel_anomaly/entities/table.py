@@ -1,6 +1,7 @@
 """Key to row: open addressing over arrays, bounded, with idle and least-recently-seen eviction.
 
-    slots   [ key | row ]   linear probing, a power of two, at most half full; key 0 is free
+    slots   [ tag | row ]   linear probing, a power of two, at most half full; 0 is free; the tag is
+                            the upper half of a key, and the row says whether it is the one
     rows    1 .. capacity   one record for each entity: its key, when it was seen, its state
     row 0                   the overflow row: shared by whoever got none, never judged by its past
 
@@ -17,13 +18,26 @@ algorithm R), so no tombstones gather and a look-up stays short.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import Int, borrow, copy_start, inlined, kernel, prefetch
+from otel_anomaly.kernels import (
+    Int,
+    borrow,
+    copy_start,
+    inlined,
+    kernel,
+    load_word,
+    prefetch,
+    prefetch_part,
+)
 
-KEY, ROW_NUMBER = range(2)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TAG: Final = -1 << 32
+"""Bits of a slot that are the key's."""
 HEAD = np.dtype(
     [
         ("mask", "i8"),
@@ -50,11 +64,40 @@ class Table(NamedTuple):
     head: np.ndarray
     """HEAD [1]."""
     slots: np.ndarray
-    """int64 [2^n, 2]."""
+    """int64 [2^n]."""
     rows: np.ndarray
     """[capacity + 1] of a record that begins with OF_ROW."""
     blank: np.ndarray
     """[1] of the same: what a new entity starts from, all zeros."""
+
+
+LINE: Final = 64
+"""Bytes of a cache line."""
+
+
+def in_lines(*groups: Sequence[tuple[Any, ...]]) -> np.dtype:
+    """A record in which every group of fields begins a cache line, as the record itself does."""
+    names: list[str] = []
+    formats: list[np.dtype] = []
+    offsets: list[int] = []
+    at = 0
+    for group in groups:
+        fields = np.dtype(list(group), align=True)
+        assert fields.names is not None
+        assert fields.fields is not None
+        names.extend(fields.names)
+        formats.extend(fields.fields[name][0] for name in fields.names)
+        offsets.extend(at + fields.fields[name][1] for name in fields.names)
+        at += -(-fields.itemsize // LINE) * LINE
+    layout = {"names": names, "formats": formats, "offsets": offsets, "itemsize": at}
+    return np.dtype(layout, align=True)  # type: ignore[call-overload]  # Its stubs know no layouts.
+
+
+def zeros(count: int, record: np.dtype) -> np.ndarray:
+    """Records [count], all zeros, the first at the start of a cache line."""
+    raw = np.zeros(count * record.itemsize + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + count * record.itemsize].view(record)
 
 
 def make_table(
@@ -71,14 +114,14 @@ def make_table(
     Only the first `state_bytes` of a record are emptied for a new entity: what lies behind them
     counts only where the state says so.
     """
-    size = 1 << (2 * capacity).bit_length()
+    size = 1 << (2 * capacity - 1).bit_length()
     head = np.zeros(1, HEAD)
     head["mask"], head["capacity"], head["hand"] = size - 1, capacity, 1
     head["idle_ns"], head["keep_ns"] = idle_ns, keep_ns
     head["sample"] = min(sample, capacity)
     head["state_bytes"] = record.itemsize if state_bytes is None else state_bytes
-    rows = np.zeros(capacity + 1, record)
-    return Table(head, np.zeros((size, 2), np.int64), rows, np.zeros(1, record))
+    rows = zeros(capacity + 1, record)
+    return Table(head, zeros(size, np.dtype(np.int64)), rows, np.zeros(1, record))
 
 
 @inlined
@@ -88,23 +131,46 @@ def borrow_table(table: Table) -> Table:
 
 
 @inlined
+def _home(table: Table, key: Int) -> Int:
+    """The slot where the search for a key, or for what is in a slot, begins."""
+    return (key >> 32) & table.head[0]["mask"]
+
+
+@inlined
 def find(table: Table, key: Int) -> Int:
     """The row of `key`, or 0."""
-    mask = table.head[0]["mask"]
-    place = key & mask
-    while table.slots[place, KEY] != 0:
-        if table.slots[place, KEY] == key:
-            return table.slots[place, ROW_NUMBER]
+    mask, place = table.head[0]["mask"], _home(table, key)
+    slot = load_word(table.slots, place)
+    while slot != 0:
+        row = slot & ~TAG
+        if (slot ^ key) & TAG == 0 and table.rows[row]["key"] == key:
+            return row
         place = (place + 1) & mask
+        slot = load_word(table.slots, place)
     return np.int64(0)
+
+
+@inlined
+def guess(table: Table, key: Int) -> Int:
+    """The row that `find` probably finds; it is not looked at, so it can be asked for."""
+    mask, place = table.head[0]["mask"], _home(table, key)
+    slot = load_word(table.slots, place)
+    while slot != 0 and (slot ^ key) & TAG != 0:
+        place = (place + 1) & mask
+        slot = load_word(table.slots, place)
+    return slot & ~TAG
 
 
 @inlined
 def find_or_make(table: Table, key: Int, now_ns: Int) -> Int:
     """The row of `key`, its state empty when it is new; 0 when there is no room."""
     row = find(table, key)
-    if row == 0:
-        return _make(table, key, now_ns)
+    return _make(table, key, now_ns) if row == 0 else touch(table, row, key, now_ns)
+
+
+@inlined
+def touch(table: Table, row: Int, key: Int, now_ns: Int) -> Int:
+    """Note that the key of a row was seen; its state is emptied if that was long ago."""
     seen_ns = table.rows[row]["seen_ns"]
     if now_ns - seen_ns > table.head[0]["idle_ns"]:
         copy_start(table.rows[row], table.blank[0], table.head[0]["state_bytes"])
@@ -116,17 +182,22 @@ def find_or_make(table: Table, key: Int, now_ns: Int) -> Int:
 
 @kernel
 def _make(table: Table, key: Int, now_ns: Int) -> Int:
+    """`make`, where new keys are the rare case."""
+    return make(table, key, now_ns)
+
+
+@inlined
+def make(table: Table, key: Int, now_ns: Int) -> Int:
     """A row for a key that is not in the table; 0 when there is no room."""
     head = table.head[0]
     row = _take_row(table, now_ns)
     if row == 0:
         head["overflow"] += 1
         return row
-    place = key & head["mask"]
-    while table.slots[place, KEY] != 0:
+    place = _home(table, key)
+    while load_word(table.slots, place) != 0:
         place = (place + 1) & head["mask"]
-    table.slots[place, KEY] = key
-    table.slots[place, ROW_NUMBER] = row
+    table.slots[place] = (key & TAG) | row
     copy_start(table.rows[row], table.blank[0], table.head[0]["state_bytes"])
     table.rows[row]["key"] = key
     table.rows[row]["seen_ns"] = now_ns
@@ -137,7 +208,7 @@ def _make(table: Table, key: Int, now_ns: Int) -> Int:
 @inlined
 def prefetch_slot(table: Table, key: Int) -> None:
     """Ask for the slot of a key ahead of time: look-ups are mostly waiting for memory."""
-    prefetch(table.slots[:, KEY], key & table.head[0]["mask"])
+    prefetch(table.slots, _home(table, key))
 
 
 SOON: Final = 4
@@ -151,11 +222,13 @@ def _prefetch_victim(table: Table) -> None:
     row = head["hand"] + 2 * SOON * head["sample"]
     if row <= head["capacity"]:
         prefetch(table.rows, row)
+        if head["sample"] == 1:  # It is certain to be taken.
+            prefetch_part(table.rows, row, LINE)
         near = head["hand"] + SOON * head["sample"]
         prefetch_slot(table, np.int64(table.rows[near]["key"]))
 
 
-@kernel
+@inlined
 def _take_row(table: Table, now_ns: Int) -> Int:
     """A row for a newcomer: a free one, one never used, or that of the longest silent. Else 0."""
     head = table.head[0]
@@ -175,38 +248,37 @@ def _take_row(table: Table, now_ns: Int) -> Int:
             best = row
     if now_ns - table.rows[best]["seen_ns"] < head["keep_ns"]:
         return np.int64(0)
-    remove(table, table.rows[best]["key"])
+    _free_slot(table, best)
     head["evicted"] += 1
     return best
 
 
-@kernel
-def remove(table: Table, key: Int) -> None:
-    """Forget a key that is in the table. Its row belongs to the caller."""
-    slots, mask = table.slots, table.head[0]["mask"]
-    hole = key & mask
-    while slots[hole, KEY] != key:
+@inlined
+def _free_slot(table: Table, row: Int) -> None:
+    """Forget the key of a row that is in use. The row belongs to the caller."""
+    slots, mask, key = table.slots, table.head[0]["mask"], table.rows[row]["key"]
+    mine = (key & TAG) | row
+    hole = _home(table, key)
+    while load_word(slots, hole) != mine:
         hole = (hole + 1) & mask
     place = hole
     while True:
         place = (place + 1) & mask
-        if slots[place, KEY] == 0:
+        slot = load_word(slots, place)
+        if slot == 0:
             break
         # Move a later key into the hole unless its own place lies behind the hole.
-        home = slots[place, KEY] & mask
-        if (place - home) & mask >= (place - hole) & mask:
-            slots[hole, KEY] = slots[place, KEY]
-            slots[hole, ROW_NUMBER] = slots[place, ROW_NUMBER]
+        if (place - _home(table, slot)) & mask >= (place - hole) & mask:
+            slots[hole] = slot
             hole = place
-    slots[hole, KEY] = 0
-    slots[hole, ROW_NUMBER] = 0
+    slots[hole] = 0
     table.head[0]["in_use"] -= 1
 
 
 @kernel
 def release(table: Table, row: Int) -> None:
     """Give back a row that is in use; its record stays readable until the row is taken again."""
-    remove(table, table.rows[row]["key"])
+    _free_slot(table, row)
     table.rows[row]["key"] = 0
     table.rows[row]["seen_ns"] = table.head[0]["free"]
     table.head[0]["free"] = row

@@ -3,7 +3,10 @@
     arguments   fingerprint, set of names, program, and what `content` finds in the strings
     a result    fingerprint, and whether it says that the call failed: a member `status` that is
                 "error", `is_error` or `isError` true, or `success` false, in an object that is
-                not more than three deep
+                not more than three deep; at the top also `status` "failed" or "failure", `ok`
+                false, `type` "error-text" or "error-json", and `error` with a text that is not
+                empty, true or an object with members; or text as LangChain prints a failure:
+                `content=.. status='error'`
 
 The fingerprint is equal for any spelling of the same value (see `canonical`). Instrumentations
 put what a tool was called with into envelopes of their own; what is inside counts:
@@ -15,8 +18,8 @@ put what a tool was called with into envelopes of their own; what is inside coun
     "{\\"a\\": 1}"                                              {"a": 1}, once
 
 A second pass then reads X alone, so what an envelope says beside it (tags, who called) is not
-taken for what the tool got. Of results only the string is unwrapped. The time is linear in the
-length: at most `PASSES_MAX` passes.
+taken for what the tool got. Of results only the string is unwrapped. A byte order mark in front of
+a text is no part of it. The time is linear in the length: at most `PASSES_MAX` passes.
 
 What is not strict JSON, holds a name twice, is nested deeper than 64 or has more than 4 096
 member names open at once is hashed as raw bytes; strings are then looked for in all of it.
@@ -37,9 +40,12 @@ from otel_anomaly.otlp.canonical import (
     DESK,
     FALSE,
     IS_ERROR,
+    IS_FAULT,
+    IS_OK,
     IS_PROGRAM,
     IS_STATUS,
     IS_SUCCESS,
+    IS_TYPE,
     KNOWN_NAMES,
     NO_PROGRAM,
     RANK_SHIFT,
@@ -65,6 +71,7 @@ from otel_anomaly.otlp.json_text import (
     QUOTE,
     either,
     read_string,
+    skip_mark,
     skip_space,
 )
 from otel_anomaly.otlp.numbers import hash_int
@@ -97,6 +104,9 @@ _FAILURES: Final = (
     ("is_error", IS_ERROR),
     ("isError", IS_ERROR),
     ("success", IS_SUCCESS),
+    ("error", IS_FAULT),
+    ("type", IS_TYPE),
+    ("ok", IS_OK),
 )
 _INPUT_STR, _INPUTS, _ARGS, _KWARGS, _SANITIZE, _TOOL_NAME, _ARGUMENTS = range(len(SLOTS))
 _NO_SLOT, _MIXED = np.int64(-1), np.int64(-2)
@@ -213,6 +223,8 @@ def _read(
     """
     data, scratch = borrow(data), borrow(scratch)
     desk["program"] = 0
+    if kind == STRING:
+        at = skip_mark(data, at, end)
     if kind != STRING and kind != ANY:
         _read_scalar(data, kind, at, end, looking, plan, desk)
         return

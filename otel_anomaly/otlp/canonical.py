@@ -25,8 +25,16 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, copy_record, inlined, kernel
-from otel_anomaly.otlp.content import CONTENT_PLAN, FOUND, is_plain, look, name_hints
+from otel_anomaly.kernels import Array, Int, Record, borrow, copy_record, inlined, kernel
+from otel_anomaly.otlp.content import (
+    ADDRESSEE,
+    CONTENT_PLAN,
+    FOUND,
+    SECRETIVE,
+    is_plain,
+    look,
+    name_hints,
+)
 from otel_anomaly.otlp.hashing import hash_bytes, hash_text, hash_two, load_rest
 from otel_anomaly.otlp.json_text import BRACKET
 from otel_anomaly.otlp.programs import SEARCH
@@ -40,8 +48,9 @@ KNOWN_NAMES: Final = 512
 """Places for names with a meaning; at most half of them are taken."""
 
 VOLATILE, VOLATILE_RESULT, IS_PROGRAM, IS_STATUS, IS_ERROR, IS_SUCCESS = (1 << b for b in range(6))
-"""Meanings of a member name, bits."""
-SLOT_SHIFT: Final = 8
+IS_FAULT, IS_TYPE, IS_OK, IS_WHOLE = (1 << b for b in range(6, 10))
+"""Meanings of a member name, bits. IS_WHOLE: of the value that is no member."""
+SLOT_SHIFT: Final = 10
 SLOTS: Final = (
     "input_str",
     "inputs",
@@ -54,9 +63,19 @@ SLOTS: Final = (
 """Names that make an envelope when they stand at the top; above SLOT_SHIFT, the number plus one."""
 RANK_SHIFT: Final = 16
 """Above it: how early in its list the name of a program stands."""
-_AT_TOP: Final = np.int64(IS_PROGRAM | 0xFF << RANK_SHIFT)
+_AT_TOP: Final = np.int64(IS_PROGRAM | IS_WHOLE | 0xFF << RANK_SHIFT)
 """What the value as a whole may be, if no member is: a command line."""
+_TEXTS_OF_FAILURE: Final = np.int64(IS_STATUS | IS_FAULT | IS_TYPE | IS_WHOLE)
 _FAILED_DEPTH: Final = 3
+_LOWER: Final = np.int64(0x2020202020202020)
+_ERROR, _FAILED, _FAILURE, _ERROR_, _TEXT, _JSON, _CONTENT, _STATUS, _IS_ERROR = (
+    np.int64(int.from_bytes(word, "little"))
+    for word in (
+        *(b"error", b"failed", b"failure", b"error-", b"text", b"json"),
+        *(b"content=", b" status=", b"'error'"),
+    )
+)
+"""Words as `load_rest` reads them."""
 
 # What keeps the hashes of different kinds of values apart: mixed into the seed.
 _NAME: Final = 0x3B67AE8584CAA73B
@@ -170,7 +189,8 @@ def take_name(text: Array, at: Int, end: Int, level: Int, desk: Record, plan: Re
     desk["member"][level] = name
     desk["meaning"][level] = meaning_of(name, plan)
     if desk["looking"] != 0:
-        desk["hints"][level] = name_hints(text, at, end)
+        above = desk["hints"][level - 1] & ADDRESSEE  # {"to": {"email": X}}: X is for whom it is.
+        desk["hints"][level] = name_hints(text, at, end) | above
     return True
 
 
@@ -225,6 +245,8 @@ def close_frame(level: Int, desk: Record, plan: Record) -> bool:
         return True
     desk["names_program"] = 0
     first, count = desk["first"][level], desk["taken"] - desk["first"][level]
+    if level == 2 and count > 0 and desk["looking"] == 0 and desk["meaning"][1] & IS_FAULT != 0:
+        desk["failed"] = 1
     if _has_twins(first, count, desk):
         return False
     desk["value"] = hash_two(desk["sum"][level], desk["count"][level], seed ^ _OBJECT)
@@ -291,6 +313,10 @@ def take_literal(literal: Int, level: Int, desk: Record, plan: Record) -> None:
         meaning = desk["meaning"][level]
         if (meaning & IS_ERROR and literal == TRUE) or (meaning & IS_SUCCESS and literal == FALSE):
             desk["failed"] = 1
+        if level == 1 and (
+            (meaning & IS_FAULT and literal == TRUE) or (meaning & IS_OK and literal == FALSE)
+        ):
+            desk["failed"] = 1
 
 
 @inlined
@@ -310,11 +336,45 @@ def take_text(
     if desk["looking"] != 0:
         desk["names_program"] = np.int64(end > at and kind != AS_BYTES)
         hints = desk["hints"][level]
-        if hints != 0 or not is_plain(text, at, end):
+        if hints & SECRETIVE != 0 or not is_plain(text, at, end):
             look(text, at, end, hints, plan["content"], desk["found"])
-    elif desk["meaning"][level] & IS_STATUS and level <= _FAILED_DEPTH and end - at == 5:
-        spells_error = load_rest(text, at, np.int64(5)) | 0x2020202020 == 0x726F727265
-        desk["failed"] |= np.int64(spells_error)
+    elif (
+        desk["meaning"][level] & _TEXTS_OF_FAILURE != 0
+        and level <= _FAILED_DEPTH
+        and kind != AS_BYTES
+        and _tells_failure(text, at, end, desk["meaning"][level], level)
+    ):
+        desk["failed"] = 1
+
+
+@kernel
+def _tells_failure(text: Array, at: Int, end: Int, meaning: Int, level: Int) -> bool:
+    """Whether the text of a member with this meaning, or a whole result, says that a call failed.
+
+    A result as LangChain prints it ends with what its tool has no say in.
+    """
+    text, size = borrow(text), end - at
+    if meaning & IS_WHOLE != 0:
+        return (
+            size >= 23
+            and load_rest(text, at, np.int64(8)) == _CONTENT
+            and load_rest(text, end - 15, np.int64(8)) == _STATUS
+            and load_rest(text, end - 7, np.int64(7)) == _IS_ERROR
+        )
+    if meaning & IS_STATUS != 0:
+        if size == 5:
+            return load_rest(text, at, size) | (_LOWER >> 24) == _ERROR
+        if level == 1 and size == 6:
+            return load_rest(text, at, size) | (_LOWER >> 16) == _FAILED
+        return level == 1 and size == 7 and load_rest(text, at, size) | (_LOWER >> 8) == _FAILURE
+    if level != 1:
+        return False
+    if meaning & IS_FAULT != 0:
+        return size > 0
+    if size != 10 or load_rest(text, at, np.int64(6)) != _ERROR_:
+        return False
+    kind = load_rest(text, at + 6, np.int64(4))
+    return kind == _TEXT or kind == _JSON
 
 
 @inlined

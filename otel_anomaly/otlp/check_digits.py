@@ -228,6 +228,53 @@ def is_aadhaar(text: Array, at: Int) -> bool:
     return check == 0
 
 
+@kernel
+def is_pesel(text: Array, at: Int) -> bool:
+    """Eleven digits of a Polish PESEL: a date whose month tells the century, check digit."""
+    number = number_of(text, at, 11)
+    month, day = number // 10**7 % 100, number // 10**5 % 100
+    if not _is_day(month % 20, day) or number == 0:
+        return False
+    total, rest = np.int64(0), number
+    for weight in (1, 3, 1, 9, 7, 3, 1, 9, 7, 3, 1):  # From the right.
+        total += rest % 10 * weight
+        rest //= 10
+    return total % 10 == 0
+
+
+@kernel
+def is_personnummer(text: Array, at: Int, count: Int) -> bool:
+    """Ten or twelve digits of a Swedish personnummer, or samordningsnummer: a date, Luhn.
+
+    The day of a samordningsnummer is 60 more.
+    """
+    if count == 12:
+        century = number_of(text, at, 2)
+        if century != 19 and century != 20:
+            return False
+        at = next_digit(text, next_digit(text, at) + 1) + 1
+    number = number_of(text, at, 10)
+    month, day = number // 10**6 % 100, number // 10**4 % 100
+    return _is_day(month, day - 60 if day > 60 else day) and is_luhn(text, at, np.int64(10))
+
+
+@inlined
+def _is_day(month: Int, day: Int) -> bool:
+    """Whether there may be such a day."""
+    return 1 <= month <= 12 and 1 <= day <= 31
+
+
+@kernel
+def is_ahv(text: Array, at: Int) -> bool:
+    """Thirteen digits of a Swiss AHV/AVS number: 756, and the check digit of an EAN."""
+    number = number_of(text, at, 13)
+    total, rest = np.int64(0), number
+    for place in range(13):
+        total += rest % 10 * (1 if place % 2 == 0 else 3)
+        rest //= 10
+    return number // 10**10 == 756 and total % 10 == 0
+
+
 _DNI_LETTERS: Final = np.frombuffer(b"TRWAGMYFPDXBNJZSQVHLCKE", np.uint8)
 
 

@@ -4,13 +4,13 @@
 bytes at a time with what may begin something, one bit a byte:
 
     digits                          maybe a number of somebody
-    @ : = and . behind a w          maybe an address, a URL, an assignment
+    @ : = and . in a name           maybe an address, a host, a URL, an assignment
     five dashes                     maybe a private key
     bytes that keys are made of     in a long run: maybe a key
 
 Only where a bit is set is the byte looked at, by the room that knows the sign: `urls`, `mails`,
-`keys`, `opaque`, `personal`, `paths`. Each of them says how far it read, and what is read is not
-read again, so time is linear in the length, whatever the text.
+`commands`, `keys`, `opaque`, `personal`, `paths`. Each says how far it read, and what is read is
+not read again, so time is linear in the length, whatever the text.
 """
 
 from __future__ import annotations
@@ -33,13 +33,24 @@ from otel_anomaly.kernels import (
     kernel,
     load1,
 )
-from otel_anomaly.otlp.characters import DIGIT, RUN, kind_at, lowest
+from otel_anomaly.otlp.characters import DIGIT, QUOTE, RUN, SPACE, kind_at, lowest
+from otel_anomaly.otlp.command_lines import NOT_BEGUN, NOTHING
+from otel_anomaly.otlp.commands import (
+    host_around,
+    in_command,
+    may_name_host,
+    read_command,
+    slashed_host,
+)
+from otel_anomaly.otlp.credentials import find_login, mark_credentials, of_committer
 from otel_anomaly.otlp.found import (
     ACCOUNT,
     ASIDE,
+    DATUM,
     DESTINATIONS_MAX,
     FOUND,
     HOST,
+    LINK,
     LISTED,
     MAIL,
     OUTSIDE,
@@ -51,8 +62,11 @@ from otel_anomaly.otlp.keys import KEY_LEAST, find_bot_token, find_keys, find_pr
 from otel_anomaly.otlp.mails import bare_host, mail, may_be_host, may_be_mail, only_addresses
 from otel_anomaly.otlp.opaque import (
     ACCOUNTISH,
+    ADDRESSEE,
     CITIZEN,
+    LOGIN,
     SECRETIVE,
+    TEXTUAL,
     add_opaque,
     announces,
     find_assigned,
@@ -73,18 +87,23 @@ from otel_anomaly.otlp.urls import add_server, bare_www, may_be_url, url
 __all__ = [
     "ACCOUNT",
     "ACCOUNTISH",
+    "ADDRESSEE",
     "ASIDE",
     "CITIZEN",
     "CONTENT_PLAN",
+    "DATUM",
     "DESTINATIONS_MAX",
     "FOUND",
     "HOST",
+    "LINK",
     "LISTED",
+    "LOGIN",
     "MAIL",
     "OUTSIDE",
     "PATH",
     "PUBLIC",
     "SECRETIVE",
+    "TEXTUAL",
     "is_plain",
     "look",
     "make_content_plan",
@@ -141,7 +160,7 @@ def look(text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record
         end -= 1
     if at == end:
         return
-    before = found["secrets"]
+    before, known = np.int64(found["secrets"]), np.int64(found["credentials"])
     if may_be_path(text, at, end):
         _whole_path(text, at, end, plan, found)
     elif may_be_host(text, at, end):
@@ -150,13 +169,17 @@ def look(text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record
     found["personal"] += mails
     if hints & SECRETIVE != 0 and found["secrets"] == before:
         add_opaque(text, at, end, plan["seed"], found, before)
+    if hints & LOGIN != 0 and found["secrets"] == before + 1:
+        found["credentials"] = known + 1
     if hints & ACCOUNTISH != 0:
         find_account(text, at, end, plan["seed"], found)
 
 
 @kernel
 def _whole_path(text: Array, at: Int, end: Int, plan: Record, found: Record) -> None:
-    """Add the root of the path that a value is, and the server it lies on."""
+    """Add the root of the path that a value is, and the server it lies on; or the host alone."""
+    if slashed_host(text, at, end, plan, found):
+        return
     if is_path(text, at, end):
         add_server(text, at, end, plan, found)
         add_path(text, at, end, np.int64(0), plan["seed"], found)
@@ -164,20 +187,23 @@ def _whole_path(text: Array, at: Int, end: Int, plan: Record, found: Record) -> 
 
 _UNKNOWN: Final = np.int64(-1)
 _ALL: Final = (1 << BLOCK) - 1
+_BEYOND: Final = 15 << BLOCK
 
 
 @inlined
-def _digits_and_marks(text: Array, at: Int, end: Int) -> tuple[Int, Int]:
+def _digits_and_marks(text: Array, at: Int, end: Int, reading: Int) -> tuple[Int, Int]:
     """Which of the bytes from `at` on are digits, and which are signs that may mean something.
 
-    A full stop does only behind a w. Bit i for the byte at `at + i`; none from `end` on.
+    Bit i for the byte at `at + i`; none from `end` on.
     """
     digits, marks = np.int64(0), np.int64(0)
     if at + BLOCK <= text.size:
         digits = between(text, at, 48, 57)
-        behind_w = (between(text, at, _W, _W) | between(text, at, _W - 32, _W - 32)) << 1 | 1
-        marks = between(text, at, _AT, _AT) | between(text, at, _STOP, _STOP) & behind_w
+        marks = between(text, at, _AT, _AT)
         marks |= between(text, at, _COLON, _COLON) | between(text, at, _EQUALS, _EQUALS)
+        stops = between(text, at, _STOP, _STOP)
+        if stops != 0:
+            marks |= stops & _in_names(text, at, stops, digits, reading)
         if end - at < BLOCK:
             inside = (np.int64(1) << (end - at)) - 1
             digits, marks = digits & inside, marks & inside
@@ -189,6 +215,25 @@ def _digits_and_marks(text: Array, at: Int, end: Int) -> tuple[Int, Int]:
         elif byte == _AT or byte == _COLON or byte == _EQUALS or byte == _STOP:
             marks |= bit
     return digits, marks
+
+
+@inlined
+def _in_names(text: Array, at: Int, stops: Int, digits: Int, reading: Int) -> Int:
+    """Where in a block a full stop may belong to a host: behind a w, and between two names.
+
+    The latter only as long as hosts in command lines are looked for. Of numbers there are more than
+    two. What lies in the blocks beside this one may be anything.
+    """
+    small, large = between(text, at, 97, 122), between(text, at, 65, 90)
+    behind_w = (between(text, at, _W, _W) | between(text, at, _W - 32, _W - 32)) << 1 | 1
+    if reading == NOTHING:
+        return behind_w
+    letters = small | large | between(text, at, 128, 255)
+    before = (letters | digits) << 1 | 1
+    more, in_name = stops | _BEYOND, between(text, at, 33, 255) | _BEYOND
+    number = digits >> 1 & (more >> 2 | in_name >> 2 & (more >> 3 | in_name >> 3 & more >> 4))
+    behind = (letters | _BEYOND) >> 1 | number
+    return behind_w | before & behind
 
 
 @inlined
@@ -257,8 +302,11 @@ def _read_run(
     text: Array, first: Int, begin: Int, end: Int, seed: Int, found: Record, before: Int
 ) -> None:
     """Count the secrets in a long run of key-like bytes."""
+    had = np.int64(found["secrets"])
     find_bearer(text, first, begin, end, seed, found, before)
     find_keys(text, begin, end, seed, found, before)
+    if found["secrets"] != had:
+        mark_credentials(text, first, begin, end, found, had)
 
 
 @kernel
@@ -279,6 +327,56 @@ def _private_keys(
 
 
 @inlined
+def _from(bits: Int, place: Int) -> Int:
+    """The bits from a place on."""
+    return bits >> place << place
+
+
+@inlined
+def _mention(hints: Int) -> Int:
+    """What is only mentioned in a value: a link in a text, else aside."""
+    return np.int64(ASIDE | LINK if hints & TEXTUAL != 0 else ASIDE)
+
+
+@inlined
+def _role_of_link(
+    text: Array, first: Int, at: Int, end: Int, hints: Int, reading: Int
+) -> tuple[Int, Int]:
+    """(what the host of the URL at `at` is, the reading): in a command it is no mere link."""
+    if hints & TEXTUAL == 0:
+        return np.int64(ASIDE), reading
+    reading = read_command(text, first, at, end, reading)
+    return (np.int64(ASIDE) if in_command(reading) else _mention(hints)), reading
+
+
+@inlined
+def _role_of_mails(text: Array, at: Int, end: Int, hints: Int) -> Int:
+    """What the addresses in a value are: mentioned in a text, what the call carries, or 0."""
+    if not only_addresses(text, at, end):
+        return _mention(hints)
+    return np.int64(DATUM if hints & ADDRESSEE == 0 else 0)
+
+
+@inlined
+def _around_sign(
+    text: Array, first: Int, at: Int, end: Int, read: Int, seed: Int, found: Record, before: Int
+) -> Int:
+    """Count the secret around the `:` or `=` at `at`; returns how far assignments are read."""
+    if load1(text, at) == _COLON and at > first:
+        if kind_at(text, at - 1) & DIGIT != 0:
+            find_bot_token(text, first, at, end, seed, found, before)
+        if at + 1 < end and kind_at(text, at + 1) & (SPACE | QUOTE) == 0:
+            find_login(text, first, at, end, seed, found, before)
+    if at < read or not announces(text, first, at):
+        return read
+    had = np.int64(found["secrets"])
+    read = find_assigned(text, first, at, end, seed, found, before)
+    if found["secrets"] != had:
+        mark_credentials(text, first, at + 1, end, found, had)
+    return read
+
+
+@inlined
 def _sweep(
     text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record, before: Int
 ) -> Int:
@@ -289,10 +387,12 @@ def _sweep(
     # How far links, numbers and assignments are read, and where a run of key-like bytes begins.
     link_end, number_end, value_end, run_begin = at, at, at, at
     mails, aside = np.int64(0), _UNKNOWN
+    # Up to where words were held against command lines, and how far these were read.
+    word_end, reading = at, NOT_BEGUN
     has_room = end - at >= KEY_LEAST
     seed = plan["seed"]
     for block in range(at, end, BLOCK):
-        digits, marks = _digits_and_marks(text, block, end)
+        digits, marks = _digits_and_marks(text, block, end, reading)
         if has_room:
             dashes, gaps = _dashes_and_gaps(text, block, end)
             run_begin = _read_runs(text, at, run_begin, block, gaps, seed, found, before)
@@ -307,31 +407,33 @@ def _sweep(
                     if number_end < 0:
                         number_end = find_number(text, at, end, i, hints, seed, found)
                     number_end = max(number_end, i + 1)
-                read = min(number_end - block, BLOCK)
-                digits = digits >> read << read
+                digits = _from(digits, min(number_end - block, BLOCK))
                 continue
             marks ^= bit
             byte = load1(text, i)
-            if byte == _STOP:
-                if i >= link_end and i > at and load1(text, i - 1) | 32 == _W:
-                    link_end = max(link_end, bare_www(text, at, i, end, plan, found))
-            elif byte == _AT:
-                if i >= link_end and may_be_mail(text, link_end, i, end):
+            if byte == _STOP or byte == _AT:
+                if byte == _STOP and i >= link_end and i > at and load1(text, i - 1) | 32 == _W:
+                    link_end = max(
+                        link_end, bare_www(text, at, i, end, _mention(hints), plan, found)
+                    )
+                free = reading != NOTHING and i >= link_end and i >= word_end
+                if free and may_name_host(text, at, i, end):
+                    link, word_end, reading = host_around(text, at, i, end, reading, plan, found)
+                    link_end = max(link_end, link)
+                if byte == _AT and i >= link_end and may_be_mail(text, link_end, i, end):
                     if aside == _UNKNOWN:
-                        aside = np.int64(0 if only_addresses(text, at, end) else ASIDE)
+                        aside = _role_of_mails(text, at, end, hints)
                     link_end, is_mail = mail(text, link_end, i, end, aside, plan, found)
-                    mails += is_mail
+                    mails += is_mail if not of_committer(text, at, i) else 0
             else:
                 behind = i
                 if byte == _COLON and i >= link_end and may_be_url(text, at, i, end):
-                    behind = url(text, at, i, end, plan, found, before)
+                    role, reading = _role_of_link(text, at, i, end, hints, reading)
+                    behind = url(text, at, i, end, role, plan, found, before)
                 if behind > i:
                     link_end, number_end = behind, max(number_end, behind)
                 else:
-                    if byte == _COLON and i > at and kind_at(text, i - 1) & DIGIT != 0:
-                        find_bot_token(text, at, i, end, seed, found, before)
-                    if i >= value_end and announces(text, at, i):
-                        value_end = find_assigned(text, at, i, end, seed, found, before)
+                    value_end = _around_sign(text, at, i, end, value_end, seed, found, before)
     if has_room and end - run_begin >= KEY_LEAST:
         _read_run(text, at, run_begin, end, seed, found, before)
-    return mails if aside == ASIDE else np.int64(0)
+    return mails if aside > 0 and aside & ASIDE != 0 else np.int64(0)

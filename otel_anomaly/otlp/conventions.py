@@ -181,7 +181,12 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
         arguments=("traceloop.entity.input",),
         result=("traceloop.entity.output",),
     ),
-    Dialect(name="mcp", when=(("mcp.method.name", "tools/call"),), unless=_NO_OPERATION),
+    Dialect(
+        name="mcp",
+        when=(("mcp.method.name", "tools/call"),),
+        unless=_NO_OPERATION,
+        error=("rpc.response.status_code",),
+    ),
     Dialect(name="langsmith", when=(("langsmith.span.kind", "tool"),), unless=_NO_OPERATION),
     Dialect(
         name="mastra",
@@ -209,6 +214,12 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
             EventKey("tool.output", "content"),
         ),
         call_id=(EventKey("gen_ai.tool.message", "id"),),
+        # An exception that the tool caught, or a framework for it: the status may say OK.
+        error=(
+            EventKey("exception", "exception.type"),
+            EventKey("exception", "exception.message"),
+            EventKey("gen_ai.choice", "status"),
+        ),
     ),
     # Log records. A decision about a call is not the call.
     Dialect(
@@ -363,7 +374,12 @@ DERIVED: Final[tuple[Derived, ...]] = (
 )
 
 PLACEHOLDERS: Final = ("OpenAI Agent", "agent", "unknown", "default")
-"""Texts that stand where an agent's name belongs and name none, in any case."""
+"""Texts that stand where an agent's name belongs and name none, in any case.
+
+White space around them does not count.
+"""
+NO_SERVICE: Final = "unknown_service"
+"""What SDKs write for the name of a service that has none, also with `:` and a program behind."""
 
 PLUGIN_SCOPES: Final = ("semantic_kernel", "Microsoft.SemanticKernel")
 """Scopes whose name begins so name a tool `plugin-function`: the tool that runs is the function.
@@ -375,6 +391,8 @@ NO_TOOL: Final = ("mcp_tool",)
 """Claude Code's log records call every tool of every MCP server so, unless told to say more."""
 NO_CALL_ID: Final = ("unknown", "none", "null", "n/a")
 NO_ARGUMENTS: Final = ("n/a",)
+NO_ERROR: Final = ("ok", "success", "0", "false", "none", "null")
+"""Values, also numbers and booleans, that stand where an error is told and tell of none."""
 
 SERVICE_NAME: Final = "service.name"
 SERVICE_NAMESPACE: Final = "service.namespace"

@@ -395,6 +395,7 @@ def _fill_absent(keys: np.void, placeholders: Sequence[str], seed: int) -> None:
             (TOOL, conventions.NO_TOOL),
             (CALL_ID, conventions.NO_CALL_ID),
             (ARGUMENTS, conventions.NO_ARGUMENTS),
+            (ERROR, conventions.NO_ERROR),
         )
         for text in texts
     ]

@@ -4,7 +4,8 @@
     (555) 123-4567       lengths 3, 3, 4; signs "(" and "-": a bracket and what is around it is one
 
 Lengths are one number, five bits each, and signs another, eight bits each, the first lowest: so a
-form is compared in one step. At most eight groups and some two dozen digits are read.
+form is compared in one step. At most eight groups are read, and none behind as many digits as a
+number may have, in the 62 bytes that one look tells digits and signs of.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, inlined, kernel, load1
-from otel_anomaly.otlp.characters import DIGIT, WORD, digits_end, kind_at, span_of
+from otel_anomaly.kernels import BLOCK, Array, Int, between, bit_count, inlined, kernel, load1
+from otel_anomaly.otlp.characters import DIGIT, WORD, kind_at, lowest, span_of
 from otel_anomaly.otlp.check_digits import next_digit
 
 _GROUPS_MAX: Final = 8
-_DIGITS_MAX: Final = 24
+_DIGITS_MAX: Final = 19
+"""Of the longest number that is known: what stands behind that many is not read."""
 LENGTH_BITS: Final = 5
 LENGTH_MASK: Final = 31
+_WINDOW: Final = 62
+_REST: Final = (1 << (_WINDOW - BLOCK)) - 1
+_BLOCK_BITS: Final = (1 << BLOCK) - 1
+_ALL: Final = (1 << 63) - 1
 
 BLANK, DASH, DOT, SLASH, BRACKET = (ord(sign) for sign in " -./(")
 
@@ -36,45 +42,95 @@ def signs_of(signs: str) -> int:
 
 
 @inlined
-def read_groups(text: Array, at: Int, end: Int) -> tuple[Int, Int, Int, Int]:
-    """Groups of digits with a sign between them: (lengths, signs, how many, digits in all)."""
-    shape, signs, count, digits = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
-    while True:
-        stop = digits_end(text, at, min(end, at + LENGTH_MASK))
-        if stop < end and kind_at(text, stop) & WORD != 0:
-            break  # A word, or a longer number than any.
-        shape |= (stop - at) << LENGTH_BITS * count
-        digits += stop - at
-        count += 1
-        following, sign = behind_sign(text, stop, end)
-        if sign == 0 or count == _GROUPS_MAX or digits > _DIGITS_MAX:
-            break
-        signs |= sign << 8 * (count - 1)
-        at = following
-    return shape, signs, count, digits
+def digits_and_joints(text: Array, at: Int, end: Int) -> tuple[Int, Int]:
+    """Which bytes of a block are digits, and which are signs that may stand between groups.
+
+    Bit i for the byte at `at + i`; none from `end` on.
+    """
+    digits, joints = np.int64(0), np.int64(0)
+    if at + BLOCK <= text.size:
+        digits = between(text, at, 48, 57)
+        joints = between(text, at, 45, 47) | between(text, at, 40, 41)  # - . / ( )
+        joints |= between(text, at, BLANK, BLANK)
+        if end - at < BLOCK:
+            inside = (np.int64(1) << (end - at)) - 1
+            digits, joints = digits & inside, joints & inside
+        return digits, joints
+    for i in range(at, min(end, at + BLOCK)):
+        byte, bit = load1(text, i), np.int64(1) << (i - at)
+        if 48 <= byte <= 57:
+            digits |= bit
+        elif byte == BLANK or 45 <= byte <= 47 or 40 <= byte <= 41:
+            joints |= bit
+    return digits, joints
 
 
 @inlined
-def behind_sign(text: Array, at: Int, end: Int) -> tuple[Int, Int]:
-    """(where the next group begins, the sign before it): one sign, or up to three with a bracket.
+def with_next_block(text: Array, at: Int, end: Int, digits: Int, joints: Int) -> tuple[Int, Int]:
+    """`digits_and_joints` of the first 62 bytes, those of the first block known.
 
-    The sign is 0 when no group follows.
+    Nothing that is known here is longer.
     """
-    bracket = False
-    limit = min(at + 3, end)
-    stop = at
-    while stop < limit:
-        byte = load1(text, stop)
-        if byte == 40 or byte == 41:
-            bracket = True
-        elif byte != BLANK and byte != DASH and byte != DOT and byte != SLASH:
+    if digits | joints != _BLOCK_BITS or at + BLOCK >= end:
+        return digits, joints
+    more_digits, more_joints = digits_and_joints(text, at + BLOCK, end)
+    return digits | (more_digits & _REST) << BLOCK, joints | (more_joints & _REST) << BLOCK
+
+
+@inlined
+def next_group(at: Int, digits: Int, joints: Int) -> tuple[Int, Int]:
+    """(where the group behind the one that ends at bit `at` begins, its length); 0: none."""
+    begin = at + lowest(joints >> at & 7 ^ 15)
+    return begin, lowest((digits >> begin) ^ _ALL) if begin > at else np.int64(0)
+
+
+@inlined
+def few_digits(digits: Int, joints: Int, least: Int) -> bool:
+    """Whether fewer digits than `least` stand here, with signs between them or without."""
+    others = (digits | joints) ^ _ALL
+    return bit_count(digits & ((others & -others) - 1)) < least
+
+
+@inlined
+def read_groups(
+    text: Array, at: Int, end: Int, digits: Int, joints: Int
+) -> tuple[Int, Int, Int, Int]:
+    """Groups of digits with a sign between them: (lengths, signs, how many, digits in all).
+
+    `digits` and `joints`: what `with_next_block` says of `at`.
+    """
+    shape, signs, count, total = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+    place = np.int64(0)
+    while True:
+        length = lowest((digits >> place) ^ _ALL)
+        stop = place + length
+        if length > LENGTH_MASK or stop >= _WINDOW:
+            break  # A longer number than any.
+        if at + stop < end and kind_at(text, at + stop) & WORD != 0:
             break
-        stop += 1
-    if stop == at or stop == end or kind_at(text, stop) & DIGIT == 0:
-        return at, np.int64(0)
+        shape |= length << LENGTH_BITS * count
+        total += length
+        count += 1
+        gap = lowest(joints >> stop & 7 ^ 15)
+        if gap == 0 or digits >> (stop + gap) & 1 == 0:
+            break
+        sign = _sign_of(text, at + stop, gap)
+        if sign == 0 or count == _GROUPS_MAX or total > _DIGITS_MAX:
+            break
+        signs |= sign << 8 * (count - 1)
+        place = stop + gap
+    return shape, signs, count, total
+
+
+@inlined
+def _sign_of(text: Array, at: Int, gap: Int) -> Int:
+    """The sign that one to three bytes between two groups are; 0: none."""
+    bracket = False
+    for i in range(at, at + gap):
+        bracket = bracket or load1(text, i) | 1 == 41
     if bracket:
-        return stop, np.int64(BRACKET)
-    return stop, load1(text, at) if stop == at + 1 else np.int64(0)
+        return np.int64(BRACKET)
+    return load1(text, at) if gap == 1 else np.int64(0)
 
 
 @kernel

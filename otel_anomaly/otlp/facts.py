@@ -53,6 +53,7 @@ from otel_anomaly.otlp.dialects import (
 )
 from otel_anomaly.otlp.hashing import hash_bytes, hash_two
 from otel_anomaly.otlp.json_members import COMMA, OPENING, read_member
+from otel_anomaly.otlp.no_names import is_no_service, without_space
 from otel_anomaly.otlp.rows import (
     ABSENT,
     BAD_ID,
@@ -132,6 +133,29 @@ def _is_absent(data: Array, at: Int, length: Int, role: Int, keys: Record, notes
 
 
 @inlined
+def _says_nothing(
+    data: Array, at: Int, length: Int, role: Int, keys: Record, notes: Record
+) -> bool:
+    """Whether a text is one that says nothing in this role."""
+    if role == AGENT:
+        at, length = without_space(data, at, length)
+        if length == 0 or is_no_service(data, at, length):
+            return True
+    if (keys["absent_lengths"][role] >> min(length, LENGTHS)) & 1 == 0:
+        return False
+    return _is_absent(data, at, length, role, keys, notes)
+
+
+@kernel
+def _names_no_error(value_hash: Int, keys: Record) -> bool:
+    """Whether a number or a boolean is one that tells of no error."""
+    for i in range(keys["absent_count"]):
+        if keys["absent"][i, 1] == value_hash and keys["absent"][i, 0] == ERROR:
+            return True
+    return False
+
+
+@inlined
 def _trimmed(data: Array, role: Int, at: Int, length: Int) -> Int:
     """How many bytes of a text to leave out in front, for the form that counts.
 
@@ -177,11 +201,10 @@ def _take_fact(
             at, length = at + cut, length - (2 if role < len(WHO) else cut)
             value_hash = hash_bytes(data, at, length, keys["seed"])
     if kind == STRING:
-        lengths = keys["absent_lengths"][role]
-        if (lengths >> min(length, LENGTHS)) & 1 != 0 and _is_absent(
-            data, at, length, role, keys, notes
-        ):
+        if _says_nothing(data, at, length, role, keys, notes):
             return
+    elif role == ERROR and _names_no_error(value_hash, keys):
+        return
     if role == AGENT and value_hash == notes["banned"] and order < WEAK:
         return
     row["order"][role] = order
@@ -235,7 +258,8 @@ def take(
                 notes["length"][number] = length
         elif level == RESOURCE_LEVEL:
             if value_hash != 0 and role == SERVICE:
-                notes["service"] = value_hash
+                if kind != STRING or not is_no_service(data, at, length):
+                    notes["service"] = value_hash
             elif value_hash != 0 and role == NAMESPACE:
                 notes["namespace"] = value_hash
     return clear, bits

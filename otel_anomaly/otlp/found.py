@@ -18,10 +18,15 @@ DESTINATIONS_MAX: Final = 8
 SECRETS_MAX: Final = 8
 """Counted in one string value at most."""
 
-HOST, MAIL, ACCOUNT, PATH, PUBLIC, OUTSIDE, LISTED, ASIDE = (1 << bit for bit in range(8))
+HOST, MAIL, ACCOUNT, PATH, PUBLIC, OUTSIDE, LISTED, ASIDE, DATUM, LINK = (
+    1 << bit for bit in range(10)
+)
 """What a destination is. HOST to PATH: its kind. PUBLIC: not known to be local. OUTSIDE: out of
 the house that `data_exfiltration.inside` describes. LISTED: on `unknown_connection.allow`. ASIDE:
-only mentioned in running text, not given as a value of its own."""
+only mentioned in running text, not given as a value of its own. DATUM: a mail address or an IBAN
+that is a value of its own, under a name that does not say that something goes there: where the call
+leads, or what it carries. LINK: a host of a link in a text that says what it is, a mail's or a
+file's (`{"content": ..}`): nothing goes there by this call."""
 
 FOUND = np.dtype(
     [
@@ -30,6 +35,7 @@ FOUND = np.dtype(
         ("destinations", "i4"),
         ("beyond", "i4"),  # Destinations that found no place.
         ("secrets", "i4"),
+        ("credentials", "i4"),  # Of these: they log in where the call goes.
         ("personal", "i4"),  # All personal data, the strong ones included.
         ("personal_strong", "i4"),  # Of these: card, account and national id numbers.
         ("secret", "i8", (SECRETS_MAX,)),  # The last ones counted: a copy counts once in a value.
@@ -48,7 +54,7 @@ def range_hash(text: Array, at: Int, end: Int, seed: Int) -> Int:
 @inlined
 def _weight(kinds: Int) -> Int:
     """How much a destination matters: outside before inside, unlisted hosts before others."""
-    weight = 4 if kinds & OUTSIDE != 0 else 0
+    weight = 4 if kinds & (OUTSIDE | LINK) == OUTSIDE else 0
     if kinds & HOST != 0 and kinds & LISTED == 0:
         weight += 2
     return weight + (0 if kinds & PATH != 0 else 1)
@@ -58,14 +64,14 @@ def _weight(kinds: Int) -> Int:
 def add_destination(found: Record, key: Int, kinds: Int) -> None:
     """Add a destination, or what this mention of it says that earlier ones did not.
 
-    A host is LISTED when every mention of it is (ports differ), ASIDE when every one is.
+    A host is LISTED when every mention of it is (ports differ), ASIDE or LINK when every one is.
     """
     keys, bits = found["destination"], found["destination_is"]
     count = found["destinations"]
     for i in range(count):
         if keys[i] == key:
-            both = bits[i] & kinds & (LISTED | ASIDE)
-            bits[i] = ((bits[i] | kinds) & ~(LISTED | ASIDE)) | both
+            both = bits[i] & kinds & (LISTED | ASIDE | LINK)
+            bits[i] = ((bits[i] | kinds) & ~(LISTED | ASIDE | LINK)) | both
             return
     if count < DESTINATIONS_MAX:
         keys[count], bits[count] = key, kinds

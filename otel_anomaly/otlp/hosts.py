@@ -6,6 +6,7 @@
     192.0.2.7  2001:db8::1  [2001:db8::1]
     192.0.2.0/24  2001:db8::/32
     any of these :443      (an IPv6 address in brackets then): only on that port
+    s3://bucket            that bucket, of any storage service (gs://, az://, ...)
 
 Names lie in one open-addressed table by the hash of their normal form. A host is looked up by its
 whole name and by each of its endings that begins behind a dot; an address is held against each
@@ -55,6 +56,15 @@ HOSTS = np.dtype(
 """One compiled list. All zeros: an empty one."""
 ITSELF, BELOW = 1, 2
 
+STORES: Final = {
+    **dict.fromkeys(("s3", "s3a", "s3n"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gs"),
+    **dict.fromkeys(("az", "azure", "abfs", "abfss", "wasb", "wasbs", "adl"), "az"),
+    **dict.fromkeys(("cos", "cosn"), "cos"),
+    **{name: name for name in ("oss", "obs", "b2", "r2", "hf", "dropbox", "gdrive", "onedrive")},
+}
+"""Schemes of storage services, behind which stands a bucket -> the spelling that counts."""
+_BUCKET = re.compile(r"(?P<scheme>[a-z0-9]+)://(?P<name>[\w.-]{1,255})")
 _ENTRY = re.compile(r"(?P<scope>\*\.|\.)?(?P<host>\[[^\[\]/]*\]|[\w.-]+)(?::(?P<port>[0-9]{1,5}))?")
 
 
@@ -67,7 +77,9 @@ def compile_hosts(patterns: Sequence[str], seed: int) -> Array:
         raise ValueError(f"{len(patterns)} hosts, at most {ENTRIES_MAX} fit")
     compiled = np.zeros(1, HOSTS)
     for pattern in patterns:
-        if not _add_network(compiled[0], pattern):
+        if "://" in pattern:
+            _add_bucket(compiled[0], pattern, seed)
+        elif not _add_network(compiled[0], pattern):
             _add_name(compiled[0], pattern, seed)
         compiled[0]["count"] += 1
     return compiled
@@ -121,13 +133,26 @@ def _add_name(hosts: Record, pattern: str, seed: int) -> None:
     length, what, _, _ = normal_host(raw, 0, raw.size, out)
     if what != NAME or any(not part for part in out[:length].tobytes().split(b".")):
         raise ValueError(f"{pattern}: not a host name")
-    key = int(range_hash(out, 0, length, seed))
+    covers = {None: ITSELF, ".": ITSELF | BELOW, "*.": BELOW}[matched["scope"]]
+    _enter(hosts, int(range_hash(out, 0, length, seed)), _port(pattern, matched["port"]), covers)
+
+
+def _add_bucket(hosts: Record, pattern: str, seed: int) -> None:
+    """Add a bucket of a storage service."""
+    matched = _BUCKET.fullmatch(pattern.lower())
+    scheme = STORES.get(matched["scheme"]) if matched else None
+    if matched is None or scheme is None:
+        raise ValueError(f"{pattern}: not a bucket like s3://name; schemes: {', '.join(STORES)}")
+    text = np.frombuffer(f"{scheme}://{matched['name']}".encode(), np.uint8)
+    _enter(hosts, int(range_hash(text, 0, text.size, seed)), 0, ITSELF)
+
+
+def _enter(hosts: Record, key: int, port: int, covers: int) -> None:
+    """Put an entry into the table."""
     at = key & (_SLOTS - 1)
     while hosts["key"][at] != 0:
         at = (at + 1) & (_SLOTS - 1)
-    hosts["key"][at] = key
-    hosts["port"][at] = _port(pattern, matched["port"])
-    hosts["covers"][at] = {None: ITSELF, ".": ITSELF | BELOW, "*.": BELOW}[matched["scope"]]
+    hosts["key"][at], hosts["port"][at], hosts["covers"][at] = key, port, covers
 
 
 @kernel
@@ -145,6 +170,15 @@ def allowed(
         if host[at] == 46 and _named(hosts, range_hash(host, at + 1, length, seed), BELOW, port):
             return True
     return False
+
+
+@kernel
+def is_bucket_of(hosts: Record, name: Array, length: Int, seed: Int) -> bool:
+    """Whether a bucket, told as `scheme://name`, is on the list: only as itself, since its dots are
+    no domain's."""
+    if hosts["count"] == 0:
+        return False
+    return _named(hosts, range_hash(name, np.int64(0), length, seed), ITSELF, np.int64(0))
 
 
 @kernel

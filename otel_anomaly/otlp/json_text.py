@@ -45,8 +45,8 @@ def either(data: Array, scratch: Array, decoded: bool) -> Array:
     What arrives is an array that may only be read, the scratch array is not.
     """
     if decoded:
-        return scratch
-    return data
+        return borrow(scratch)
+    return borrow(data)
 
 
 @inlined
@@ -58,6 +58,14 @@ def skip_space(data: Array, at: Int, end: Int) -> Int:
             return at
         at += 1
     return at
+
+
+@inlined
+def skip_mark(data: Array, at: Int, end: Int) -> Int:
+    """Where a text begins behind the byte order mark that some writers put in front of JSON."""
+    if end - at < 3 or load1(data, at) != 0xEF:
+        return at
+    return at + 3 if load1(data, at + 1) == 0xBB and load1(data, at + 2) == 0xBF else at
 
 
 @inlined

@@ -3,8 +3,8 @@
 `_FORMS` is data: a prefix, the classes of the bytes behind it, and how many there must be. A form
 is looked for where a word begins inside a long run of key-like bytes, so running text costs
 nothing. What Azure calls AccountKey and SharedAccessKey is found by these names (`opaque`). Forms
-without a prefix of letters (JSON web tokens, private keys, Azure client secrets, Telegram bots)
-have a few lines of their own. Test keys count like live ones.
+without a prefix of letters (JSON web tokens, private keys, client secrets and shared access
+signatures of Azure, Telegram bots) have a few lines of their own. Test keys count like live ones.
 
 Sources: the issuers' documentation, as collected in the rules of gitleaks (MIT) and in GitHub's
 list of secret scanning patterns; RFC 7468 (private keys), RFC 7519 (JSON web tokens).
@@ -16,13 +16,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, kernel, load1, load8
+from otel_anomaly.kernels import Array, Int, Record, kernel, load1, load8, load_word
 from otel_anomaly.otlp.characters import (
     ALNUM,
     BASE64,
     DIGIT,
     DOT,
     HEX,
+    KINDS,
     LOWER,
     RUN,
     SPACE,
@@ -65,6 +66,8 @@ _FORMS: Final = (
     _Form("dapi", HEX, 32, 32),
     _Form("HRKU-", URL_SAFE, 36),
     _Form("sbp_", HEX, 40, 40),
+    _Form("sb_secret_", URL_SAFE, 20),
+    _Form("nfp_", ALNUM, 36, 40),
     _Form("pscale_tkn_", URL_SAFE | DOT, 32),
     _Form("pscale_pw_", URL_SAFE | DOT, 32),
     _Form("dt0c01.", ALNUM | DOT, 80),
@@ -80,8 +83,14 @@ _FORMS: Final = (
     _Form("glrt-", URL_SAFE | DOT, 20),
     _Form("glcbt-", URL_SAFE | DOT, 20),
     _Form("glptt-", HEX, 40, 40),
+    _Form("glsoat-", URL_SAFE, 20),
+    _Form("glimt-", URL_SAFE, 20),
+    _Form("glft-", URL_SAFE, 20),
+    _Form("glagent-", URL_SAFE, 40),
+    _Form("gloas-", HEX, 64, 64),
     _Form("ATBB", ALNUM, 24, 40),
     _Form("ATATT3", URL_SAFE | BASE64, 50),
+    _Form("ATCTT3", URL_SAFE | BASE64, 50),
     _Form("npm_", ALNUM, 36, 36),
     _Form("pypi-", URL_SAFE, 50),
     _Form("dckr_pat_", URL_SAFE, 20),
@@ -92,11 +101,13 @@ _FORMS: Final = (
     _Form("rk_live_", ALNUM, 16, 255),
     _Form("sk_test_", ALNUM, 16, 255),
     _Form("rk_test_", ALNUM, 16, 255),
+    *(_Form(f"AQE{letter}hm", ALNUM | BASE64, 80) for letter in "lmnopqrstuvwxyz"),
     _Form("whsec_", ALNUM | BASE64, 24),
     _Form("sq0atp-", URL_SAFE, 22),
     _Form("sq0csp-", URL_SAFE, 43),
     _Form("EAAA", URL_SAFE, 60, 60),
     _Form("access_token$pro", RUN, 55),
+    _Form("access_token$san", RUN, 52),
     _Form("shpat_", HEX, 32, 32),
     _Form("shpss_", HEX, 32, 32),
     _Form("shpca_", HEX, 32, 32),
@@ -113,6 +124,13 @@ _FORMS: Final = (
     _Form("gsk_", ALNUM, 40, 64),
     _Form("pplx-", ALNUM, 40, 64),
     _Form("xai-", ALNUM, 60, 100),
+    _Form("AQ.Ab", URL_SAFE, 40),
+    _Form("api_org_", ALNUM, 30, 64),
+    _Form("nvapi-", URL_SAFE, 60),
+    _Form("csk-", ALNUM, 40, 64),
+    _Form("tgp_v1_", URL_SAFE, 40),
+    _Form("jina_", ALNUM, 40, 100),
+    _Form("sk_", HEX, 48, 48),
     _Form("r8_", ALNUM, 37, 37),
     _Form("tvly-", URL_SAFE, 20),
     _Form("lsv2_", WORD, 40),
@@ -149,7 +167,14 @@ _FORMS: Final = (
 KEY_LEAST: Final = 16
 """No form is shorter: in a shorter run there is none."""
 _PREFIX_MAX: Final = 16
-_ORDERED: Final = sorted(_FORMS, key=lambda form: (form.prefix[0], -len(form.prefix)))
+
+
+def _two(prefix: str) -> int:
+    """The first two bytes of a prefix as a number, five bits each."""
+    return (ord(prefix[0]) & 31) << 5 | ord(prefix[1]) & 31
+
+
+_ORDERED: Final = sorted(_FORMS, key=lambda form: (_two(form.prefix), -len(form.prefix)))
 assert all(len(form.prefix) <= _PREFIX_MAX for form in _FORMS)
 assert all(len(form.prefix) + form.least >= KEY_LEAST for form in _FORMS)
 
@@ -160,7 +185,7 @@ def _words(text: bytes) -> list[int]:
     return [int.from_bytes(padded[at : at + 8], "little") for at in (0, 8)]
 
 
-# Columns of the table, the forms with the same first letter together, longer prefixes first.
+# Columns of the table, forms that begin alike together, longer prefixes first.
 _PREFIXES: Final = np.array([_words(form.prefix.encode()) for form in _ORDERED], np.int64)
 _MASKS: Final = np.array([_words(b"\x7f" * len(form.prefix)) for form in _ORDERED], np.int64)
 _LENGTHS: Final = np.array([len(form.prefix) for form in _ORDERED], np.int64)
@@ -168,13 +193,13 @@ _KINDS: Final = np.array([form.kinds for form in _ORDERED], np.int64)
 _LEAST: Final = np.array([form.least for form in _ORDERED], np.int64)
 _MOST: Final = np.array([form.most for form in _ORDERED], np.int64)
 _FIRST: Final = np.array(
-    [sum(ord(form.prefix[0]) < byte for form in _ORDERED) for byte in range(257)], np.int64
+    [sum(_two(form.prefix) < two for form in _ORDERED) for two in range((1 << 10) + 1)], np.int64
 )
-"""Byte -> where the forms that begin with it begin in the table."""
+"""Two bytes, five bits each -> where the forms that begin with them begin in the table."""
 _SECONDS: Final = np.zeros(256, np.uint32)
 """Byte -> the last five bits of what follows it in a form: most words end here."""
-for _form in _FORMS:
-    _SECONDS[ord(_form.prefix[0])] |= np.uint32(1 << (ord(_form.prefix[1]) & 31))
+for _prefix in (*(form.prefix for form in _FORMS), "sig="):
+    _SECONDS[ord(_prefix[0])] |= np.uint32(1 << (ord(_prefix[1]) & 31))
 
 
 @kernel
@@ -191,6 +216,10 @@ def find_keys(text: Array, at: Int, end: Int, seed: Int, found: Record, before: 
         stop = np.int64(-1)
         if load1(_SECONDS, load1(text, at)) >> (load1(text, at + 1) & 31) & 1 != 0:
             stop = _formed(text, at, end)
+            if stop < 0 and load_rest(text, at, 4) == _SIG:
+                stop = _shared_signature(text, at + 4, end)
+            if stop < 0 and load8(text, at) == _SERVICES:
+                stop = _slack_hook(text, begin, at, end)
         if stop < 0 and at >= jwt_from and load_rest(text, at, 3) == _EYJ:
             stop, jwt_from = _web_token(text, at, end)
         if stop > 0:
@@ -203,10 +232,8 @@ def find_keys(text: Array, at: Int, end: Int, seed: Int, found: Record, before: 
 @kernel
 def _formed(text: Array, at: Int, end: Int) -> Int:
     """The position behind the key of a known form at `at`, or -1. Needs 16 bytes."""
-    byte = load1(text, at)
-    row, last = _FIRST[byte], _FIRST[byte + 1]
-    if row == last:
-        return np.int64(-1)
+    two = (load1(text, at) & 31) << 5 | (load1(text, at + 1) & 31)
+    row, last = load_word(_FIRST, two), load_word(_FIRST, two + 1)
     head, tail = load8(text, at), load8(text, at + 8)
     while row < last:
         if (head ^ _PREFIXES[row, 0]) & _MASKS[row, 0] == 0 and (
@@ -220,6 +247,9 @@ def _formed(text: Array, at: Int, end: Int) -> Int:
     return np.int64(-1)
 
 
+_SIG: Final = int.from_bytes(b"sig=", "little")
+_SERVICES: Final = int.from_bytes(b"services", "little")
+_LACK_COM: Final = int.from_bytes(b"lack.com", "little")
 _EYJ: Final = int.from_bytes(b"eyJ", "little")
 _BEGIN: Final = (int.from_bytes(b"-----BEG", "little"), int.from_bytes(b"IN ", "little"))
 _VATE_KEY: Final = int.from_bytes(b"VATE KEY", "little")
@@ -229,6 +259,55 @@ _KEY_SAMPLE: Final = 256
 """Bytes of a private key by which it is told from others."""
 _PART_LEAST: Final = 10
 _SIGNATURE_LEAST: Final = 20
+
+
+@kernel
+def _shared_signature(text: Array, at: Int, end: Int) -> Int:
+    """The position behind the signature of an Azure SAS, or -1: 32 bytes in base 64, for URLs.
+
+    Sign bytes may be escaped as %2B, %2F and %3D. It ends with one `=`: other signatures do not.
+    """
+    signs = 0
+    while at < end and signs < 44:
+        byte = load1(text, at)
+        if byte == 37 and end - at >= 3:
+            byte, at = _escaped(text, at), at + 2
+        is_last = byte == 61
+        if is_last != (signs == 43):
+            return np.int64(-1)
+        if not is_last and load1(KINDS, byte) & ALNUM == 0 and byte != 43 and byte != 47:
+            return np.int64(-1)
+        signs += 1
+        at += 1
+    ends = at == end or kind_at(text, at) & ALNUM == 0
+    return at if signs == 44 and ends else np.int64(-1)
+
+
+@kernel
+def _slack_hook(text: Array, low: Int, at: Int, end: Int) -> Int:
+    """The position behind the `services/T../B../..` of a web hook of Slack at `at`, or -1."""
+    if at - low < 9 or load8(text, at - 9) != _LACK_COM:
+        return np.int64(-1)
+    stop = at + 8
+    for letter in range(2):
+        if end - stop < 3 or load1(text, stop) != 47 or load1(text, stop + 1) != 84 - 18 * letter:
+            return np.int64(-1)
+        stop = span_of(text, stop + 1, end, UPPER | DIGIT)
+    if stop == end or load1(text, stop) != 47:
+        return np.int64(-1)
+    last = span_of(text, stop + 1, end, ALNUM)
+    return last if last - stop > 16 else np.int64(-1)
+
+
+@kernel
+def _escaped(text: Array, at: Int) -> Int:
+    """The byte that %2B, %2F or %3D stands for, 0 for any other. Needs three bytes."""
+    high, low = load1(text, at + 1), load1(text, at + 2) | 32
+    if high == 50 and low == 98:
+        return np.int64(43)
+    if high == 50 and low == 102:
+        return np.int64(47)
+    return np.int64(61) if high == 51 and low == 100 else np.int64(0)
 
 
 @kernel

@@ -9,7 +9,7 @@ its host.
 
 A bare name (`api.example.com:443/v1`) counts only as the whole value, for in running text every
 second word with a dot would, and only with an ending that is a top-level domain, unless a port or
-a path follows; a file name (`notes.txt`) is none. A bare host inside a command line is not seen.
+a path follows; a file name (`notes.txt`) is none. Those in command lines: `commands`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1
+from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1, room
 from otel_anomaly.otlp.characters import (
     ALNUM,
     DASH,
@@ -39,7 +39,7 @@ from otel_anomaly.otlp.characters import (
     word_at,
     word_set,
 )
-from otel_anomaly.otlp.found import MAIL, OUTSIDE, PUBLIC, add_destination, range_hash
+from otel_anomaly.otlp.found import ASIDE, MAIL, OUTSIDE, PUBLIC, add_destination, range_hash
 from otel_anomaly.otlp.hashing import hash_two
 from otel_anomaly.otlp.host_names import ADDRESS4, BROKEN, HOST_BYTES, normal_host, normal_ipv6
 from otel_anomaly.otlp.hosts import allowed, is_public
@@ -70,7 +70,8 @@ sock sol sql sqlite sqlite3 srt ssml svelte svg swift swp sys tar tbz tcl tex tf
 thrift tiff tmp toml ts tsv tsx ttf txt vb vcf vim vue wasm wav webm webp wat whl woff woff2 wsdl
 xcf xhtml xls xlsx xml xsd xsl xslt xz yaml yml zig zip zsh zst
 """
-_FILES: Final = word_set(_FILE_ENDINGS.split())
+FILES: Final = word_set(_FILE_ENDINGS.split())
+"""Endings of files; some of them are top-level domains as well."""
 _ENDINGS: Final = "com org net io ai dev app edu gov cloud"
 _WELL_KNOWN: Final = word_set(_ENDINGS.split())
 """Endings by which the name of a mail address looks like a host itself."""
@@ -78,10 +79,22 @@ _WELL_KNOWN: Final = word_set(_ENDINGS.split())
 
 @inlined
 def may_be_mail(text: Array, low: Int, at: Int, end: Int) -> bool:
-    """Whether what stands on both sides of an @ can belong to an address."""
+    """Whether what stands on both sides of an @ can belong to an address.
+
+    Behind it a label and a full stop, or a bracket.
+    """
     if at == low or at + 1 >= end or kind_at(text, at - 1) & _NAME == 0:
         return False
-    return kind_at(text, at + 1) & (ALNUM | HIGH) != 0 or load1(text, at + 1) == 91
+    if load1(text, at + 1) == 91:
+        return True
+    return kind_at(text, at + 1) & (ALNUM | HIGH) != 0 and begins_name(text, at + 1, end)
+
+
+@inlined
+def begins_name(text: Array, at: Int, end: Int) -> bool:
+    """Whether a label and a full stop stand here."""
+    at = label_end(text, at, end)
+    return at < end and load1(text, at) == 46
 
 
 @inlined
@@ -95,7 +108,7 @@ def may_be_host(text: Array, at: Int, end: Int) -> bool:
 def mail(
     text: Array, low: Int, at: Int, end: Int, aside: Int, plan: Record, found: Record
 ) -> tuple[Int, Int]:
-    """The address around the @ at `at`: adds where it leads.
+    """The address around the @ at `at`: adds where it leads. `aside`: ASIDE, DATUM or 0.
 
     Returns (the position behind it, 1 when it is an address of mail), or (`at`, 0): none.
     """
@@ -107,20 +120,20 @@ def mail(
     stop = _end_of_domain(text, at + 1, end)
     if begin == at or stop < 0:
         return at, np.int64(0)
-    host = np.empty(HOST_BYTES, np.uint8)
+    host = room(HOST_BYTES)
     length, what, high, low_half = normal_host(text, at + 1, stop, host)
     if what == ADDRESS4 or _is_remote_path(text, stop, end):
-        add_host(host, length, what, high, low_half, _SSH_PORT, aside, plan, found)
+        add_host(host, length, what, high, low_half, _SSH_PORT, aside & ASIDE, plan, found)
         return stop, np.int64(0)
     if _ends_well_known(text, begin, at):
-        add_host(host, length, what, high, low_half, _NO_PORT, aside, plan, found)
+        add_host(host, length, what, high, low_half, _NO_PORT, aside & ASIDE, plan, found)
     seed = plan["seed"]
     kinds = MAIL | aside
     if is_public(host, length, what, high, low_half):
         kinds |= PUBLIC
     if not allowed(plan["inside"], host, length, what, high, low_half, _NO_PORT, seed):
         kinds |= OUTSIDE
-    name = np.empty(_LOCAL_MAX, np.uint8)
+    name = room(_LOCAL_MAX)
     for i in range(begin, at):
         name[i - begin] = lower_at(text, i)
     key = hash_two(
@@ -153,11 +166,11 @@ def _end_of_domain(text: Array, at: Int, end: Int) -> Int:
         return -1
     if _is_ending(text, last, stop):
         return -1 if _is_scale(text, at, last) else stop
-    return stop if _is_quad(text, at, stop) else -1
+    return stop if is_quad(text, at, stop) else -1
 
 
 @kernel
-def _is_quad(text: Array, at: Int, end: Int) -> bool:
+def is_quad(text: Array, at: Int, end: Int) -> bool:
     """Whether a name is four numbers: an IPv4 address, for none is a version of that many."""
     dots = 0
     for i in range(at, end):
@@ -267,8 +280,10 @@ def bare_host(text: Array, at: Int, end: Int, plan: Record, found: Record) -> No
     for i in range(behind, end):
         if kind_at(text, i) & SPACE != 0:
             return
-    host = np.empty(HOST_BYTES, np.uint8)
+    host = room(HOST_BYTES)
     length, what, high, low = normal_host(text, at, stop, host)
+    if what == BROKEN and kind_at(text, stop - 1) & DIGIT != 0:
+        return  # Four numbers that are no address: a version, or a number of somebody.
     add_host(host, length, what, high, low, port, np.int64(0), plan, found)
 
 
@@ -303,7 +318,7 @@ def _bare_ipv6(text: Array, at: Int, end: Int, plan: Record, found: Record) -> b
             port = read_port(text, stop + 2, end, _NO_PORT)
     elif stop < end:
         return False
-    host = np.empty(HOST_BYTES, np.uint8)
+    host = room(HOST_BYTES)
     length, what, high, low = normal_ipv6(text, at + bracket, stop, host)
     if what != BROKEN:
         add_host(host, length, what, high, low, port, np.int64(0), plan, found)
@@ -326,9 +341,9 @@ def _is_bare_name(text: Array, at: Int, end: Int, follows: Int) -> bool:
     if last == at or kind_at(text, at) & (ALNUM | HIGH) == 0:
         return False
     if kind_at(text, end - 1) & DIGIT != 0:
-        return _is_quad(text, at, end)
+        return is_quad(text, at, end)
     if follows == 47:
         return _is_ending(text, last, end)
-    if holds(_FILES, word_at(text, last, end)):
+    if holds(FILES, word_at(text, last, end)):
         return False
     return _is_ending(text, last, end) if follows != 0 else is_top_level(text, last, end)

@@ -44,8 +44,12 @@ from otel_anomaly.otlp.characters import (
 from otel_anomaly.otlp.found import add_secret, range_hash
 from otel_anomaly.otlp.paths import has_drive
 
-SECRETIVE, ACCOUNTISH, CITIZEN = 1, 2, 4
-"""What a name says of its value: a secret, an account number, a citizen's number."""
+SECRETIVE, ACCOUNTISH, CITIZEN, ADDRESSEE, TEXTUAL, LOGIN, SOCIAL, PHONE, CPF = (
+    1 << bit for bit in range(9)
+)
+"""What a name says of its value: a secret, an account number, a citizen's number, somebody the call
+is for or from, a text to be read or written down, what a call logs in with, a US
+social security number, a phone's, a CPF."""
 
 _LETTER_BITS: Final = 5
 _LETTERS_KEPT: Final = 12
@@ -76,16 +80,28 @@ _WORDS: Final = {
     "signingkey": SECRETIVE,
     "cryptionkey": SECRETIVE,
     "credential": SECRETIVE,
-    "authorizatio": SECRETIVE,
-    "authorisatio": SECRETIVE,
+    "authorizatio": SECRETIVE | LOGIN,
+    "authorisatio": SECRETIVE | LOGIN,
     "iban": ACCOUNTISH,
     "account": ACCOUNTISH,
-    "recipient": ACCOUNTISH,
-    "beneficiary": ACCOUNTISH,
-    "payee": ACCOUNTISH,
+    "recipient": ACCOUNTISH | ADDRESSEE,
+    "beneficiary": ACCOUNTISH | ADDRESSEE,
+    "payee": ACCOUNTISH | ADDRESSEE,
     "routing": ACCOUNTISH,
     "citizen": CITIZEN,
     "burgerservic": CITIZEN,
+    "personnummer": CITIZEN,
+    "pesel": CITIZEN,
+    "socialsecuri": SOCIAL,
+    "attendee": ADDRESSEE,
+    "invitee": ADDRESSEE,
+    "participant": ADDRESSEE,
+    "assignee": ADDRESSEE,
+    "sender": ADDRESSEE,
+    "committer": ADDRESSEE,
+    "organizer": ADDRESSEE,
+    "organiser": ADDRESSEE,
+    "username": ADDRESSEE,
 }
 _ENDS: Final = {
     "pwd": SECRETIVE,
@@ -96,6 +112,34 @@ _ENDS: Final = {
     "sshkey": SECRETIVE,
     "bsn": CITIZEN,
     "nationalid": CITIZEN,
+    "to": ADDRESSEE,
+    "cc": ADDRESSEE,
+    "bcc": ADDRESSEE,
+    "from": ADDRESSEE,
+    "login": ADDRESSEE,
+    "author": ADDRESSEE,
+    "authors": ADDRESSEE,
+    "content": TEXTUAL,
+    "contents": TEXTUAL,
+    "text": TEXTUAL,
+    "body": TEXTUAL,
+    "prompt": TEXTUAL,
+    "markdown": TEXTUAL,
+    "newstring": TEXTUAL,
+    "oldstring": TEXTUAL,
+    "newstr": TEXTUAL,
+    "oldstr": TEXTUAL,
+    "newsource": TEXTUAL,
+    "xapikey": LOGIN,
+    "cpf": CPF,
+    "ssn": SOCIAL,
+    "phone": PHONE,
+    "phonenumber": PHONE,
+    "mobile": PHONE,
+    "mobilenumber": PHONE,
+    "telephone": PHONE,
+    "privatetoken": LOGIN,
+    "xauthtoken": LOGIN,
 }
 _ROWS: Final = sorted(
     [(word, meaning, 0) for word, meaning in _WORDS.items()]
@@ -113,10 +157,14 @@ _FIRST: Final = np.array(
 
 
 def _endings(words: Iterable[str]) -> Array:
-    """The last two letters of a word, five bits each -> the letters that may stand before them."""
+    """The last two letters of a word, five bits each -> the letters that may stand before them.
+
+    Before a word of two letters any may stand, or none.
+    """
     before = np.zeros(1 << 2 * _LETTER_BITS, np.uint32)
     for word in words:
-        before[_spelt(word[-2:])] |= np.uint32(1 << _spelt(word[-3]))
+        third = 1 << _spelt(word[-3]) if len(word) > 2 else 0xFFFFFFFF
+        before[_spelt(word[-2:])] |= np.uint32(third)
     return before
 
 
@@ -137,7 +185,7 @@ _TOKEN_BITS: Final = _LETTER_BITS * len("token")
 
 @kernel
 def name_hints(text: Array, at: Int, end: Int) -> Int:
-    """What the name of a member says of its value: SECRETIVE, ACCOUNTISH, CITIZEN, or several.
+    """What the name of a member says of its value: SECRETIVE, ACCOUNTISH, ... or several.
 
     Case, digits and the signs between words make no difference.
     """
@@ -251,12 +299,15 @@ def _stands_for(text: Array, at: Int, end: Int) -> bool:
         return True  # {{var}} %VAR%
     if first == 47 or first == 126 or has_drive(text, at, end):
         return True
+    if word_at(text, at, at + 4) == _ARN:
+        return True
     for i in range(at, end - 2):
         if load1(text, i) == 58 and load1(text, i + 1) == 47 and load1(text, i + 2) == 47:
             return True
     return first == 46 and load1(text, at + 1) == 47
 
 
+_ARN: Final = packed("arn:")
 _BEARER: Final = packed("bearer")
 _BASIC: Final = packed("basic")
 _MARGIN_MAX: Final = 4
@@ -294,8 +345,34 @@ def find_bearer(
         return
     if at - low > scheme and kind_at(text, at - scheme - 1) & LETTER != 0:
         return
-    if is_opaque(text, at, end):
+    if is_opaque(text, at, end) or (scheme == 6 and _is_login(text, at, end)):
         add_secret(found, range_hash(text, at, end, seed), before)
+
+
+@kernel
+def _is_login(text: Array, at: Int, end: Int) -> bool:
+    """Whether [at, end) is `name:password` in base 64: printable, with a colon, and no more."""
+    while end > at and load1(text, end - 1) == 61:
+        end -= 1
+    bits, count, colon = np.int64(0), 0, False
+    for i in range(at, min(end, at + OPAQUE_MAX)):
+        byte, kind = load1(text, i), kind_at(text, i)
+        if kind & LETTER != 0:
+            value = byte - 65 if kind & UPPER != 0 else byte - 71
+        elif kind & DIGIT != 0:
+            value = byte + 4
+        elif byte == 43 or byte == 47:
+            value = np.int64(62 if byte == 43 else 63)
+        else:
+            return False
+        bits, count = (bits << 6 | value) & 0xFFFF, count + 6
+        if count >= 8:
+            count -= 8
+            plain = bits >> count & 255
+            if plain < 32 or plain > 126:
+                return False
+            colon = colon or plain == 58
+    return colon
 
 
 @inlined

@@ -12,6 +12,9 @@
     NL  BSN         9 digits with the weights of the eleven-test, only behind such a name
     BR  CPF         ddd.ddd.ddd-dd, both check digits
     IN  Aadhaar     dddd dddd dddd, Verhoeff
+    CH  AHV/AVS     756.dddd.dddd.dd, 13 digits with the check digit of an EAN
+    SE  personnummer     yymmdd-dddd, yyyymmdd-dddd, a date and Luhn; bare only behind such a name
+    PL  PESEL       11 digits, a date and a check digit, only behind such a name or `PESEL`
 
 Cards, IBANs and numbers of citizens are *strong*: one is enough to harm. A bare run of digits is a
 phone number only behind a plus, so a timestamp, a version and an id are none.
@@ -31,12 +34,9 @@ from typing import Final
 import numpy as np
 
 from otel_anomaly.kernels import (
-    BLOCK,
     Array,
     Int,
     Record,
-    between,
-    bit_count,
     inlined,
     kernel,
     load1,
@@ -48,19 +48,24 @@ from otel_anomaly.otlp.characters import (
     WORD,
     digits_end,
     kind_at,
+    packed,
     span_of,
+    word_at,
     word_end,
 )
 from otel_anomaly.otlp.check_digits import (
     IBAN_MAX,
     iban_end,
     is_aadhaar,
+    is_ahv,
     is_bsn,
     is_card,
     is_cpf,
     is_fiscal,
     is_nino,
     is_nir,
+    is_personnummer,
+    is_pesel,
     is_spanish,
     is_ssn,
     is_tax_id,
@@ -73,17 +78,20 @@ from otel_anomaly.otlp.digit_groups import (
     LENGTH_BITS,
     LENGTH_MASK,
     behind_groups,
-    behind_sign,
+    digits_and_joints,
+    few_digits,
     goes_on,
     has_form,
+    next_group,
     read_groups,
     same_signs,
     shape_of,
     signs_of,
+    with_next_block,
 )
-from otel_anomaly.otlp.found import ACCOUNT, ASIDE, OUTSIDE, add_destination, range_hash
+from otel_anomaly.otlp.found import ACCOUNT, ASIDE, DATUM, OUTSIDE, add_destination, range_hash
 from otel_anomaly.otlp.hashing import hash_two
-from otel_anomaly.otlp.opaque import CITIZEN
+from otel_anomaly.otlp.opaque import ADDRESSEE, CITIZEN, CPF, PHONE, SOCIAL
 from otel_anomaly.otlp.phones import phone_groups
 
 _TOKEN_MAX: Final = 40
@@ -129,26 +137,17 @@ def find_number(
         return stop
     if start < at or digits_end(text, at, stop) < stop:
         if _may_be_coded(text, start, stop):
-            return _coded(text, first, last, start, stop, seed, found)
+            return _coded(text, first, last, start, stop, hints, seed, found)
         return stop
     before = load1(text, at - 1) if at > first else np.int64(0)
-    if _few_digits(text, at) or not _may_begin(text, first, last, at, stop, before):
+    if (before == DOT or before == 44) and at - 1 > first and kind_at(text, at - 2) & DIGIT != 0:
+        return stop  # The rest of a longer number.
+    digits, joints = digits_and_joints(text, at, last)
+    if few_digits(digits, joints, DIGITS_LEAST):
         return stop
-    return _grouped(text, first, last, at, before, hints, found)
-
-
-@inlined
-def _few_digits(text: Array, at: Int) -> bool:
-    """Whether fewer digits than any number has stand here, with signs between them or without.
-
-    What stands behind the value may be counted as well: then the groups are read for nothing.
-    """
-    if at + BLOCK > text.size:
-        return False
-    digits = between(text, at, 48, 57)
-    near = digits | between(text, at, 45, 47) | between(text, at, 32, 32)  # -./ and blank
-    others = (near | between(text, at, 40, 41)) ^ ((1 << BLOCK) - 1)  # ()
-    return others != 0 and bit_count(digits & ((others & -others) - 1)) < DIGITS_LEAST
+    if before != 43 and not _may_begin(text, first, at, stop, digits, joints, before):
+        return stop
+    return _grouped(text, first, last, at, before, digits, joints, hints, found)
 
 
 @inlined
@@ -164,7 +163,9 @@ def _may_be_coded(text: Array, at: Int, stop: Int) -> bool:
 
 
 @kernel
-def _coded(text: Array, first: Int, last: Int, at: Int, stop: Int, seed: Int, found: Record) -> Int:
+def _coded(
+    text: Array, first: Int, last: Int, at: Int, stop: Int, hints: Int, seed: Int, found: Record
+) -> Int:
     """A word of letters and digits: an IBAN, which may go on behind it, or a citizen's number."""
     length = stop - at
     if length > _TOKEN_MAX or length < 4:
@@ -174,7 +175,8 @@ def _coded(text: Array, first: Int, last: Int, at: Int, stop: Int, seed: Int, fo
         behind = iban_end(text, at, last, iban)
         if behind > 0:
             whole = at == first and behind == last
-            _add_iban(text, at, behind, iban, whole, seed, found)
+            datum = whole and hints & ADDRESSEE == 0
+            _add_iban(text, at, behind, iban, whole, datum, seed, found)
             return behind
     strong = length == 16 and is_fiscal(text, at)
     if length == 9:
@@ -195,13 +197,21 @@ def _count(found: Record, strong: Int) -> None:
 
 @kernel
 def _add_iban(
-    text: Array, at: Int, end: Int, iban: Array, whole: bool, seed: Int, found: Record
+    text: Array,
+    at: Int,
+    end: Int,
+    iban: Array,
+    whole: bool,
+    datum: bool,
+    seed: Int,
+    found: Record,
 ) -> None:
     """Add an account: where money goes when it is the whole value, else personal data."""
     size = 0
     for i in range(at, end):
         size += 1 if kind_at(text, i) & ALNUM != 0 else 0
-    _add_account(iban, size, ACCOUNT | (OUTSIDE if whole else ASIDE), seed, found)
+    kinds = ACCOUNT | (OUTSIDE if whole else ASIDE) | (DATUM if datum else 0)
+    _add_account(iban, size, kinds, seed, found)
     if not whole:
         _count(found, 1)
 
@@ -231,47 +241,83 @@ def find_account(text: Array, at: Int, end: Int, seed: Int, found: Record) -> No
         _add_account(number, size, ACCOUNT | OUTSIDE, seed, found)
 
 
-@inlined
-def _may_begin(text: Array, first: Int, last: Int, at: Int, stop: Int, before: Int) -> bool:
-    """Whether the first two groups have the lengths of anything: most numbers end here.
+def _openings(*lengths: tuple[int, ...]) -> Array:
+    """How groups may begin: the first three lengths, three bits each behind the first, as a set."""
+    openings = np.zeros(1 << 10, np.uint8)
+    for first, second, *third in lengths:
+        for last in third or range(8):
+            openings[first << 6 | second << 3 | last] = 1
+    return openings
 
-    The first group is [at, stop).
+
+_OPENINGS: Final = _openings(
+    (3, 2, 4),  # SSN
+    (3, 3, 3),  # CPF
+    (3, 3, 4),  # North America
+    (1, 3, 3),
+    (3, 4, 4),  # AHV
+    (4, 4, 4),  # Cards, Aadhaar
+    (4, 6, 4),
+    (4, 6, 5),
+    (1, 2, 2),  # NIR
+    (2, 3, 3),  # Steuer-ID
+    (6, 4),  # Personnummer
+    (8, 4),
+)
+
+
+@inlined
+def _may_begin(
+    text: Array, first: Int, at: Int, stop: Int, digits: Int, joints: Int, before: Int
+) -> bool:
+    """Whether the first three groups have the lengths of anything: most numbers end here.
+
+    The first group is [at, stop), without a plus before it.
     """
-    following, sign = behind_sign(text, stop, last)
     length = stop - at
-    if before == 43 or sign == 0:
-        return before == 43 or length >= 9
-    second = digits_end(text, following, last) - following
-    if length >= 3:
-        return length != 4 or second == 4 or second == 6 or load1(text, at) == 48
-    if sign == BRACKET:
-        return length == 2
-    if length == 1:
-        return second == 2 or second == 3
-    if second != 2:
-        return second == 3
-    pair = at - first >= 3 and before == BLANK and kind_at(text, at - 2) & LETTER != 0
-    return pair or load1(text, at) == 48
+    if length >= CODE_LEAST:
+        return True
+    behind, second = next_group(length, digits, joints)
+    zero = load1(text, at) == 48
+    if second == 0 or (zero and length >= 3):
+        return second > 0
+    _, third = next_group(behind + second, digits, joints)
+    if load1(_OPENINGS, length << 6 | min(second, 7) << 3 | min(third, 7)) != 0:
+        return True
+    if before == BRACKET and 2 <= length <= 5:
+        return length != 4 or second == 4 or second == 6  # (2026) 123-45-67 is a year.
+    if length != 2 or second != 2 or third != 2:
+        return False
+    return zero or (at - first >= 3 and before == BLANK and kind_at(text, at - 2) & LETTER != 0)
 
 
 @kernel
 def _grouped(
-    text: Array, first: Int, last: Int, at: Int, before: Int, hints: Int, found: Record
+    text: Array,
+    first: Int,
+    last: Int,
+    at: Int,
+    before: Int,
+    near: Int,
+    joints: Int,
+    hints: Int,
+    found: Record,
 ) -> Int:
     """Groups of digits from `at` on: adds what the first ones are; returns where to go on."""
-    shape, signs, count, digits = read_groups(text, at, last)
+    near, joints = with_next_block(text, at, last, near, joints)
+    shape, signs, count, digits = read_groups(text, at, last, near, joints)
     behind_first = at + (shape & LENGTH_MASK)
     if digits < DIGITS_LEAST or count == 0:
         return span_of(text, at, last, WORD)
-    if (before == DOT or before == 44) and at - 1 > first and kind_at(text, at - 2) & DIGIT != 0:
-        return behind_first  # The rest of a longer number.
     used = _strong_groups(text, first, last, at, shape, signs, count, hints)
     if used > 0:
         _count(found, 1)
     else:
         plus = before == 43 and (at - 1 == first or kind_at(text, at - 2) & WORD == 0)
         used = phone_groups(text, at, shape, signs, count, plus, before == BRACKET)
-        if used > 0:
+        if used == 0 and hints & PHONE != 0 and 10 <= shape & LENGTH_MASK <= 15 and count == 1:
+            used = np.int64(1)
+        if used > 0 and not _goes_before(text, first, at, signs):
             _count(found, 0)
     return max(behind_first, behind_groups(text, at, last, used)) if used > 0 else behind_first
 
@@ -283,6 +329,17 @@ _NIR_SHORT, _NIR_LONG = shape_of(13, 2), shape_of(1, 2, 2, 2, 3, 3, 2)
 _TAX: Final = shape_of(2, 3, 3, 3)
 _AMEX: Final = shape_of(4, 6)
 _PAIRS: Final = shape_of(2, 2, 2)
+_AHV: Final = shape_of(3, 4, 4, 2)
+_BORN_SHORT, _BORN_LONG = shape_of(6, 4), shape_of(8, 4)
+_PESEL: Final = packed("pesel")
+
+
+@inlined
+def _goes_before(text: Array, first: Int, at: Int, signs: Int) -> bool:
+    """Whether a group of digits and the sign between all groups stand before the first one."""
+    if at - first < 2 or load1(text, at - 1) != signs & 127:
+        return False
+    return kind_at(text, at - 2) & DIGIT != 0
 
 
 @inlined
@@ -302,7 +359,8 @@ def _strong_groups(
         signs, 3
     ):
         dashed = signs & 127 == DASH or signs & 127 == BLANK
-        return 3 if dashed and is_aadhaar(text, at) else 0
+        alone = not _goes_before(text, first, at, signs)
+        return 3 if dashed and alone and is_aadhaar(text, at) else 0
     if length == 15 and is_nir(text, at):
         return 1
     if has_form(shape, signs, count, _NIR_SHORT, BLANK, 2) and is_nir(text, at):
@@ -321,7 +379,42 @@ def _strong_groups(
         return 1
     if has_form(shape, signs, count, _PAIRS, same_signs(np.int64(BLANK), 2), 3):
         return 3 if _spaced_nino(text, first, last, at) else 0
+    return _newer_groups(text, first, at, shape, signs, count, hints)
+
+
+@kernel
+def _newer_groups(
+    text: Array, first: Int, at: Int, shape: Int, signs: Int, count: Int, hints: Int
+) -> Int:
+    """`_strong_groups` for the numbers of Switzerland, Sweden and Poland."""
+    length = shape & LENGTH_MASK
+    if length == 13:
+        return 1 if is_ahv(text, at) else 0
+    if has_form(shape, signs, count, _AHV, same_signs(signs & 127, 3), 4) and not goes_on(signs, 4):
+        signed = signs & 127 == DOT or signs & 127 == BLANK
+        return 4 if signed and is_ahv(text, at) else 0
+    if has_form(shape, signs, count, _BORN_SHORT, DASH, 2):
+        return 2 if is_personnummer(text, at, np.int64(10)) else 0
+    if has_form(shape, signs, count, _BORN_LONG, DASH, 2):
+        return 2 if is_personnummer(text, at, np.int64(12)) else 0
+    if hints & CITIZEN != 0 and (length == 10 or length == 12):
+        return 1 if is_personnummer(text, at, length) else 0
+    if length == 9 and hints & SOCIAL != 0:
+        return 1 if is_ssn(text, at) else 0
+    if length == 11 and hints & CPF != 0 and is_cpf(text, at):
+        return 1
+    if length == 11 and (hints & CITIZEN != 0 or _says_pesel(text, first, at)):
+        return 1 if is_pesel(text, at) else 0
     return 0
+
+
+@kernel
+def _says_pesel(text: Array, first: Int, at: Int) -> bool:
+    """Whether `PESEL` stands before a number, with up to three signs between."""
+    stop = at
+    while stop > first and at - stop < 3 and kind_at(text, stop - 1) & WORD == 0:
+        stop -= 1
+    return stop - first >= 5 and word_at(text, stop - 5, stop) == _PESEL
 
 
 @kernel

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, borrow, copy_record, inlined, kernel
+from otel_anomaly.kernels import Array, Int, Record, borrow, copy_record, inlined, kernel, prefetch
 from otel_anomaly.otlp.attributes import read_unusual_pair
 from otel_anomaly.otlp.dialects import AGENT
 from otel_anomaly.otlp.facts import find_key, names_its_model, take
@@ -189,7 +189,11 @@ def _count_spans(data: Array, at: Int, end: Int, counts: Array) -> bool:
                 return False
             if tag == (2 << 3 | BYTES):
                 counts[2] += 1
+                before = inner
                 _, inner = read_length(data, inner, stop)
+                if 2 * inner - before < data.size:
+                    # The next span is there; the one after it is likely as long as this one.
+                    prefetch(data, 2 * inner - before)
             else:
                 inner = skip(data, inner, stop, tag, IN_SCOPE_SPANS)
             if inner < 0:

@@ -11,6 +11,10 @@ its own, and the two may differ about where the host ends; then both readings co
     http://listed.com)@evil.com/            listed.com, evil.com
     http://listed.com<newline>.evil.com/    listed.com, listed.com.evil.com
 
+Behind the schemes of storage services (`s3://bucket/key`) stands the name of a bucket, which
+anybody may own: it counts as public, and is told by scheme and name (`s3://bucket`), other
+spellings of the scheme (`s3a`) folded. `abfss://box@account.host/` names a host, and counts as one.
+
 The port decides whether a host is listed, so one that goes without saying is filled in. A password
 in front of the host is a secret.
 """
@@ -21,7 +25,7 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1
+from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1, room
 from otel_anomaly.otlp.characters import (
     ALNUM,
     DASH,
@@ -43,8 +47,8 @@ from otel_anomaly.otlp.characters import (
     word_set,
 )
 from otel_anomaly.otlp.found import (
-    ASIDE,
     HOST,
+    LINK,
     LISTED,
     OUTSIDE,
     PUBLIC,
@@ -53,13 +57,14 @@ from otel_anomaly.otlp.found import (
 )
 from otel_anomaly.otlp.hashing import hash_two
 from otel_anomaly.otlp.host_names import HOST_BYTES, normal_host
-from otel_anomaly.otlp.hosts import allowed, is_public
+from otel_anomaly.otlp.hosts import STORES, allowed, is_bucket_of, is_public
 from otel_anomaly.otlp.opaque import add_password
 from otel_anomaly.otlp.paths import add_path
 
 URL_MAX: Final = 2048
 """Of a value that is read as one URL, tabs and line ends left out."""
 _SCHEME_MAX: Final = 32
+_BUCKET_MAX: Final = 255
 _HOST_TEXT: Final = ALNUM | DASH | DOT | UNDERSCORE | HIGH
 
 # Schemes whose host may follow any number of slashes, in either direction.
@@ -91,6 +96,10 @@ _PORT_OF: Final = {
     "git": 9418,
     "telnet": 23,
 }
+_STORE_WORDS: Final = np.array([packed(name) for name in STORES], np.int64)
+_STORE_NAMES: Final = np.array([packed(name) for name in STORES.values()], np.int64)
+_NO_STORE: Final = np.int64(0)
+
 _SCHEMES: Final = np.array([packed(name) for name in _PORT_OF], np.int64)
 _PORTS: Final = np.array(list(_PORT_OF.values()), np.int64)
 
@@ -136,11 +145,19 @@ def may_be_url(text: Array, low: Int, colon: Int, end: Int) -> bool:
 
 @kernel
 def url(
-    text: Array, low: Int, colon: Int, end: Int, plan: Record, found: Record, before: Int
+    text: Array,
+    low: Int,
+    colon: Int,
+    end: Int,
+    mention: Int,
+    plan: Record,
+    found: Record,
+    before: Int,
 ) -> Int:
     """The URL whose scheme ends at `colon`: adds its host; returns the position behind it.
 
-    `colon` itself when there is none. `low` is where the value begins.
+    `colon` itself when there is none. `low` is where the value begins. `mention`: what a host is
+    that is not the value itself, ASIDE, and LINK where links only say where to read on.
     """
     begin = colon
     while begin > low and colon - begin < _SCHEME_MAX and _in_scheme(text, begin - 1):
@@ -152,21 +169,60 @@ def url(
     special = colon - tail <= 5 and holds(_SPECIAL, scheme)
     start = _behind_slashes(text, colon + 1, end, special)
     whole = begin == span_of(text, low, end, SPACE)
-    aside = np.int64(0 if whole else ASIDE)
+    aside = np.int64(0) if whole else mention
+    if aside & LINK != 0 and carries(text, colon + 1, end):
+        aside ^= LINK
     if scheme == _FILE and colon - tail == 4:
         return _file(text, start if start > 0 else colon + 1, end, aside, plan, found)
     if start < 0 and special:
         start = _without_slashes(text, colon + 1, end)
     if start < 0 or start >= end:
         return colon
+    if not special:
+        store = _store_of(scheme, colon - tail)
+        if store != _NO_STORE:
+            stop = _bucket(text, start, end, store, aside, plan, found)
+            if stop > start:
+                return stop
     port = _port_of(scheme)
     stop = start
     while stop < end and kind_at(text, stop) & (HARD | SPACE | QUOTE) == 0:
         stop += 1
     _authority(text, start, stop, port, aside, plan, found, before)
+    if special and stop < end and load1(text, stop) == 92:
+        _behind_backslash(text, stop, end, port, aside, plan, found)
     if whole and special and stop < end and kind_at(text, stop) & HARD == 0:
         _strict(text, start, end, port, plan, found)
     return stop
+
+
+_CARRIED_MAX: Final = 512
+_CARRIED_DIGITS: Final = 9
+_CARRIED_RUN: Final = 16
+
+
+@kernel
+def carries(text: Array, at: Int, end: Int) -> bool:
+    """Whether a link may take data along: a query, an @ or many digits, or a long run of letters.
+
+    A picture in a message, `![](https://evil.com/?q=..)`, is fetched by whoever shows it. The part
+    in front of a host is no such data, and a link longer than `_CARRIED_MAX` may hold anything.
+    """
+    digits, run, longest, slashes = 0, 0, 0, 0
+    limit = min(end, at + _CARRIED_MAX)
+    while at < limit and kind_at(text, at) & (SPACE | QUOTE) == 0:
+        byte, kind = load1(text, at), kind_at(text, at)
+        slashes += 1 if byte == 47 or byte == 92 else 0
+        if byte == 64 and slashes <= 2:
+            digits, run, longest = 0, 0, 0
+        elif byte == 63 or byte == 64:
+            return True
+        else:
+            digits += 1 if kind & DIGIT != 0 else 0
+            run = run + 1 if kind & ALNUM != 0 else 0
+            longest = max(longest, run)
+        at += 1
+    return at == limit < end or digits >= _CARRIED_DIGITS or longest >= _CARRIED_RUN
 
 
 @inlined
@@ -183,6 +239,51 @@ def _port_of(scheme: Int) -> Int:
         if _SCHEMES[i] == scheme:
             return _PORTS[i]
     return np.int64(0)
+
+
+@kernel
+def _store_of(scheme: Int, length: Int) -> Int:
+    """The scheme that counts for a storage service, or _NO_STORE."""
+    if length > 8:
+        return _NO_STORE
+    for i in range(_STORE_WORDS.size):
+        if _STORE_WORDS[i] == scheme:
+            return np.int64(_STORE_NAMES[i])
+    return _NO_STORE
+
+
+@kernel
+def _bucket(
+    text: Array, at: Int, end: Int, store: Int, aside: Int, plan: Record, found: Record
+) -> Int:
+    """Add the bucket that begins at `at`; returns the position behind it, or `at`: none."""
+    stop = span_of(text, at, end, _HOST_TEXT)
+    while stop > at and load1(text, stop - 1) == 46:
+        stop -= 1
+    if stop - at > _BUCKET_MAX or stop == at:
+        return at
+    if stop < end and load1(text, stop) == 64:
+        return at  # box@account.host
+    name = np.empty(_BUCKET_MAX + 16, np.uint8)
+    size = 0
+    while store != 0:
+        name[size] = store & 255
+        store >>= 8
+        size += 1
+    name[size], name[size + 1], name[size + 2] = 58, 47, 47
+    size += 3
+    for i in range(at, stop):
+        name[size] = lower_at(text, i)
+        size += 1
+    seed = plan["seed"]
+    kinds = HOST | aside | PUBLIC
+    if not is_bucket_of(plan["inside"], name, size, seed):
+        kinds |= OUTSIDE
+    if is_bucket_of(plan["allow"], name, size, seed):
+        kinds |= LISTED
+    key = hash_two(np.int64(HOST), range_hash(name, np.int64(0), size, seed), seed)
+    add_destination(found, key, kinds)
+    return stop
 
 
 @inlined
@@ -243,13 +344,32 @@ def _authority(
         colon = at
         while colon < last_at and load1(text, colon) != 58:
             colon += 1
+        had = np.int64(found["secrets"])
         add_password(text, colon + 1, last_at, plan["seed"], found, before)
+        found["credentials"] += found["secrets"] - had
     _host_and_port(text, cut_at + 1, cut, port, aside, plan, found)
     if last_at > cut:
         stop = last_at + 1
         while stop < end and kind_at(text, stop) & SOFT == 0:
             stop += 1
         _host_and_port(text, last_at + 1, stop, port, aside, plan, found)
+
+
+@kernel
+def _behind_backslash(
+    text: Array, at: Int, end: Int, port: Int, aside: Int, plan: Record, found: Record
+) -> None:
+    """Add the host behind the last @ where a backslash is no slash, as RFC 3986 reads it."""
+    last, stop = at, at
+    limit = min(end, at + _CARRIED_MAX)
+    while stop < limit and kind_at(text, stop) & (SPACE | QUOTE) == 0:
+        byte = load1(text, stop)
+        if byte == 47 or byte == 63 or byte == 35:
+            break
+        last = stop if byte == 64 else last
+        stop += 1
+    if last > at:
+        _host_and_port(text, last + 1, stop, port, aside, plan, found)
 
 
 @kernel
@@ -272,7 +392,7 @@ def _host_and_port(
     stop = end_of_name(text, at, stop)
     if span_of(text, at, stop, DOT) == stop:
         return
-    host = np.empty(HOST_BYTES, np.uint8)
+    host = room(HOST_BYTES)
     length, what, high, low = normal_host(text, at, stop, host)
     add_host(host, length, what, high, low, port, aside, plan, found)
 
@@ -329,7 +449,9 @@ def _strict(text: Array, at: Int, end: Int, port: Int, plan: Record, found: Reco
 
 
 @kernel
-def bare_www(text: Array, low: Int, dot: Int, end: Int, plan: Record, found: Record) -> Int:
+def bare_www(
+    text: Array, low: Int, dot: Int, end: Int, mention: Int, plan: Record, found: Record
+) -> Int:
     """Add the host whose `www` ends at `dot`; returns the position behind it, or 0."""
     if dot - low < 3 or word_at(text, dot - 3, dot) != _WWW:
         return np.int64(0)
@@ -343,7 +465,9 @@ def bare_www(text: Array, low: Int, dot: Int, end: Int, plan: Record, found: Rec
     behind = stop
     if end - stop > 1 and load1(text, stop) == 58:
         behind = span_of(text, stop + 1, end, DIGIT)
-    aside = np.int64(0 if dot - 3 == low else ASIDE)
+    aside = np.int64(0) if dot - 3 == low else mention
+    if aside & LINK != 0 and carries(text, dot, end):
+        aside ^= LINK
     _host_and_port(text, dot - 3, behind, np.int64(0), aside, plan, found)
     return behind
 

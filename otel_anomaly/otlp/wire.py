@@ -115,12 +115,14 @@ def read_varint(data: Array, at: Int, end: Int) -> tuple[Int, Int]:
         byte = load1(data, at)
         if byte < 128:
             return byte, at + 1
+        if at + 1 < end and load1(data, at + 1) < 128:
+            return (byte & 127) | load1(data, at + 1) << 7, at + 2
     return _read_long_varint(data, at, end)
 
 
 @kernel
 def _read_long_varint(data: Array, at: Int, end: Int) -> tuple[Int, Int]:
-    """`read_varint` of any length: most are one byte long, and take the short way above."""
+    """`read_varint` of any length: most are one or two bytes long, and take the way above."""
     value = np.int64(0)
     shift = np.int64(0)
     while at < end and shift < 70:
