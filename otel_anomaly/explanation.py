@@ -45,7 +45,6 @@ class Explanation:
         self._call: Call | None = None
         self._rows: list[dict[str, Any]] = []
         self._place = 0
-        self._kept = b""
 
     def look_for(self, columns: Columns, processor: Processor) -> None:
         """Ask the judge to keep its signs, once the span is found in a request.
@@ -72,25 +71,22 @@ class Explanation:
         """Keep what is said when the span is among those just judged."""
         if self._identity == 0:
             return
-        explained = processor.explained()
-        kept, before = explained.tobytes(), self._kept
-        self._kept = kept
+        told = processor.explained_now()
         found = columns.rows["identity"] == self._identity
         found &= judgement.verdicts["judged"] != 0
         if self._call is None:
             for number in np.flatnonzero(found).tolist()[:1]:
                 self._call = reporter.call(columns, judgement, processor.state, number)
-                self._place = int(explained["plan"])
+                self._place = int(processor.explained()["plan"])
                 self._rows = self._told(judgement, reporter, processor, number)
-        elif kept != before and not found.any():
+        elif told >= 0 and not found.any():
             # Not a copy, but a record that came later and says more of the call.
-            number = int(explained["row"])
-            call = reporter.call(columns, judgement, processor.state, number)
+            call = reporter.call(columns, judgement, processor.state, told)
             if call.score > self._call.score:
                 self._call = self._call._replace(
                     action=call.action, would_be=call.would_be, score=call.score
                 )
-            rows = self._told(judgement, reporter, processor, number)
+            rows = self._told(judgement, reporter, processor, told)
             pairs = zip(self._rows, rows, strict=True)
             self._rows = [new if old["skipped"] == _UNTOLD else old for old, new in pairs]
 

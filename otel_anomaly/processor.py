@@ -260,11 +260,18 @@ class Processor:
     def explain(self, span: int) -> None:
         """Keep what one span is judged by. `span`: the identity that the scan gives it."""
         self._plans.judge["explain"] = span
+        self._scratch.explained["row"] = -1
 
     def explained(self) -> np.void:
         """What the span to be explained was judged by, once it was: of EXPLAINED; a copy."""
         record: np.void = self._scratch.explained.copy()[0]
         return record
+
+    def explained_now(self) -> int:
+        """Which row of the request just judged told of the span to be explained; -1: none."""
+        row = int(self._scratch.explained["row"][0])
+        self._scratch.explained["row"] = -1
+        return row
 
     def limits(self) -> tuple[list[DetectorsConfig], np.ndarray]:
         """The detectors section, then as each override makes it; the same as LIMITS [n]."""

@@ -17,6 +17,7 @@ from otel_anomaly.scoring import DETECTORS
 from otel_anomaly.state import AGENT, SESSION
 from otel_anomaly.verdict import room_for
 from tests.fleet_traffic import Fleet
+from tests.habits import NOON
 from tests.judge_rigs import KEEN
 from tests.log_traffic import log_request
 from tests.naive_judge import NaiveJudge
@@ -273,3 +274,20 @@ def test_memory_for_each_agent() -> None:
     """
     slots_at_worst = 2 * 4 * 16  # Two tables, 2 to 4 slots a row, a key and a row each.
     assert AGENT.itemsize + SESSION.itemsize + slots_at_worst < 4096
+
+
+def test_only_the_request_that_tells_of_the_span_counts() -> None:
+    """
+    Scenario: the span to be explained is the third of a request; requests of one other span follow.
+    Guarantees: the first says in which row, those after it that it is in none, whatever the copies
+    of records hold between their fields.
+    """
+    rig, calls = Rig(detectors={}), Calls()
+    spans = calls.many(3, NOON)
+    (wanted,) = scan(request(spans[2:]), rig.processor.keys).rows["identity"].tolist()
+    rig.processor.explain(wanted)
+    rig.send(spans)
+    assert rig.processor.explained_now() == 2
+    for _ in range(3):
+        rig.send([calls.at(NOON + 1)])
+        assert rig.processor.explained_now() == -1
