@@ -31,7 +31,7 @@ def _starts(record: np.dtype, *names: str) -> tuple[int, ...]:
     return tuple(int(fields[name][1]) for name in names)
 
 
-_LEAK, _BURST, _SHIFT, _PAST = _starts(AGENT_RECORD, "leak", "burst", "shift", "past")
+_BURST, _SHIFT, _PAST = _starts(AGENT_RECORD, "burst", "shift", "past")
 _AGENT_LINES: Final = (0, _BURST, _SHIFT, _SHIFT + LINE, _PAST)
 _BURST_COUNTS: Final = _BURST + _starts(burst.STATE, "ring")[0] + _starts(RING, "counts")[0]
 _SHIFT_COUNTS: Final = _SHIFT + _starts(rate_shift.STATE, "counts")[0]
