@@ -48,8 +48,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": CORE - {"handoff"} | STEPS,
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
+    "refitting": CORE - {"handoff"},
+    "rules": CORE - {"handoff"} | {"plans", "verdict"},
     "processor": CORE
-    | {"telemetry", "plans", "gathering", "looking", "judge", "verdict", "workspace"},
+    | {"telemetry", "rules", "refitting", "gathering", "looking", "judge", "verdict", "workspace"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
@@ -75,7 +77,7 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not"},
+    | {"why_not", "refitting", "rules"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
@@ -94,6 +96,7 @@ MAY_USE: dict[str, set[str]] = {
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a
 # door, a recorded file, the fuzzer and the benchmark.
 PURE = {"otlp", "entities", "detectors", "scoring", "state", "plans", "judge"} | STEPS
+PURE |= {"refitting", "rules"}
 OUTSIDE_WORLD = {
     "asyncio",
     "logging",
