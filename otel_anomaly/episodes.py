@@ -59,6 +59,10 @@ class EpisodeBook:
         self._hold_ns = hold_ns
         self._open: dict[Key, _Open] = {}
 
+    def reconfigure(self, reporter: Reporter, hold_ns: int) -> None:
+        """Go by another configuration from now on; what is open stays open."""
+        self._reporter, self._hold_ns = reporter, hold_ns
+
     def __len__(self) -> int:
         return len(self._open)
 

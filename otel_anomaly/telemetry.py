@@ -142,6 +142,13 @@ class Telemetry:
         )
         self.episodes_open = self._gauge("episodes_open", "Episodes that have not ended.")
         self.ready = self._gauge("ready", "1 when the doors are open.")
+        self._add_configuration_and_memory()
+        # Accepted spans that were there before an exporter was, or came while it was not.
+        self._missed: dict[str, int] = {}
+        self._away_since: dict[str, int] = {}
+        self._start_at_zero(exporters, sinks)
+
+    def _add_configuration_and_memory(self) -> None:
         self.config_reloads = self._counter(
             "config_reloads", "Times that the configuration was read again.", "result"
         )
@@ -156,10 +163,6 @@ class Telemetry:
         )
         self.memory_used = self._gauge("memory_used_bytes", "What is held against the limit.")
         self.config_reload_ok.set(1)
-        # Accepted spans that were there before an exporter was, or came while it was not.
-        self._missed: dict[str, int] = {}
-        self._away_since: dict[str, int] = {}
-        self._start_at_zero(exporters, sinks)
 
     def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:
         """Let `counts` be asked at every scrape."""

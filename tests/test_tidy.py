@@ -64,10 +64,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation", "gathering"},
     "doors": EDGE | {"receivers"},
     "telling": EDGE | {"sinks"},
+    "memory": EDGE,
+    "reloading": EDGE,
     "service": CORE
     | EDGE
-    | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"},
-    "running": {"config", "kernels", "service"},
+    | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"}
+    | {"memory", "reloading"},
+    "running": {"config", "kernels", "reloading", "service"},
     "cli": {"handoff", "config", "sinks", "replay", "running"},
     "__main__": {"cli"},
 }
