@@ -63,7 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "service": CORE
     | EDGE
     | {"processor", "report", "episodes", "warm", "receivers", "exporters", "sinks"},
-    "cli": {"handoff", "config", "sinks", "replay", "service"},
+    "probe": {"config"},
+    "cli": {"handoff", "config", "sinks", "replay", "service", "probe"},
     "__main__": {"cli"},
 }
 
