@@ -121,7 +121,7 @@ def _add_run(commands: _Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    from otel_anomaly.service import run  # noqa: PLC0415 - kernels load after the config is right.
+    from otel_anomaly.running import run  # noqa: PLC0415 - kernels load after the config is right.
 
     return run(config)
 
