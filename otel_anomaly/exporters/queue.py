@@ -31,11 +31,11 @@ from otel_anomaly.exporters.retry import Backoff, RetryPolicy
 from otel_anomaly.handoff import Outcome, Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from otel_anomaly.config import ExporterConfig
     from otel_anomaly.exporters.contract import Exporter
-    from otel_anomaly.handoff import Payload
+    from otel_anomaly.handoff import Payload, Reply
     from otel_anomaly.telemetry import Telemetry
 
 _LOG = logging.getLogger(__name__)
@@ -335,7 +335,7 @@ class Fanout:
             queue.used += charge
         return Outcome.ACCEPTED
 
-    def commit(self, payload: Payload, bytes_reserved: int) -> None:
+    def commit(self, payload: Payload, bytes_reserved: int) -> Awaitable[Reply] | None:
         """Fill a reservation. Cannot fail: that is what the reservation was for."""
         size = len(payload.body)
         assert size <= bytes_reserved
@@ -346,6 +346,7 @@ class Fanout:
             queue.put(payload, charge)
         for queue in self._optional:
             queue.offer(payload, charge)
+        return None
 
     def release(self, bytes_reserved: int) -> None:
         """Give a reservation back unused."""
