@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, signal_paths
+from otel_anomaly.config.conflicts import audit_path, queue_directory, signal_paths
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -137,6 +137,7 @@ __all__ = [
     "config_hash",
     "effective_detectors",
     "load_config",
+    "queue_directory",
     "signal_paths",
     "summary",
 ]
