@@ -24,9 +24,7 @@ import numpy as np
 
 from otel_anomaly.config import effective_detectors
 from otel_anomaly.detectors.finding import ACTIONS, SKIP_REASONS
-from otel_anomaly.entities import identity
-from otel_anomaly.entities.links import make_links
-from otel_anomaly.entities.table import make_table, sweep, zeros
+from otel_anomaly.entities.table import sweep
 from otel_anomaly.gathering import read_calls
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
 from otel_anomaly.judge import judge
@@ -45,24 +43,18 @@ from otel_anomaly.otlp.scan import (
 )
 from otel_anomaly.otlp.splice import splice
 from otel_anomaly.plans import make_plans
+from otel_anomaly.resizing import FOR_EVER_NS, make_state
 from otel_anomaly.scoring import DETECTORS
 from otel_anomaly.state import (
-    AGENT,
     BAD_IDS,
     CALLS,
     CLAMPED,
-    COUNTERS,
     DUPLICATES,
-    ENTRY,
-    EPISODE,
     FINDINGS,
     FOLDED_CALLS,
-    LABEL,
     LATE_CALLS,
     MOVED,
     NO_TIME,
-    SERVICE,
-    SESSION,
     SKIPPED,
     VERDICTS,
     Judgement,
@@ -83,10 +75,6 @@ SIGNALS = {Signal.TRACES: TRACES, Signal.LOGS: LOGS}
 RECOVERY_NS = 60_000_000_000
 """Detection counts as failing for so long after a failure."""
 
-FOR_EVER_NS = 1 << 62
-TRACE_IDLE_NS = 86_400_000_000_000
-"""A trace silent for a day is over: its id, used again, is another trace."""
-
 
 class Room(Protocol):
     """Where batches go: the exporters' queues."""
@@ -103,29 +91,6 @@ class Room(Protocol):
 
     def retry_after_s(self) -> float:
         """When room may be there again, seconds."""
-
-
-def make_state(config: Config) -> State:
-    """Nothing learned yet. Memory is taken up as rows are used."""
-    limits = config.identity.limits
-    agent = {"idle_ns": limits.agent_idle, "keep_ns": limits.agent_keep}
-    passing = {"idle_ns": TRACE_IDLE_NS, "keep_ns": 0}
-    traces = passing | {"sample": 1, "state_bytes": identity.TRACE_STATE_BYTES}
-    session = {"idle_ns": limits.session_idle, "keep_ns": limits.session_keep}
-    lasting = {"idle_ns": FOR_EVER_NS, "keep_ns": 0}
-    return State(
-        np.zeros(COUNTERS, np.int64),
-        np.zeros(4, np.int64),
-        make_links(limits.spans),
-        zeros(limits.moves, ENTRY),
-        make_table(limits.traces, identity.TRACE, **traces),
-        make_table(limits.labels, identity.NAME, **passing),
-        make_table(limits.agents, AGENT, **agent),
-        make_table(limits.services, SERVICE, **agent),
-        make_table(limits.sessions, SESSION, **session),
-        make_table(limits.labels, LABEL, **lasting),
-        make_table(limits.episodes, EPISODE, **lasting),
-    )
 
 
 class _Held(NamedTuple):
