@@ -31,7 +31,7 @@ from otel_anomaly.judge import judge
 from otel_anomaly.looking import look_at
 from otel_anomaly.otlp.dialects import AGENT as AGENT_ROLE
 from otel_anomaly.otlp.dialects import SESSION as SESSION_ROLE
-from otel_anomaly.otlp.dialects import WEAK, compile_keys
+from otel_anomaly.otlp.dialects import WEAK
 from otel_anomaly.otlp.scan import (
     IS_CALL,
     LOGS,
@@ -42,8 +42,9 @@ from otel_anomaly.otlp.scan import (
     scan,
 )
 from otel_anomaly.otlp.splice import splice
-from otel_anomaly.plans import make_plans
+from otel_anomaly.refitting import refit
 from otel_anomaly.resizing import FOR_EVER_NS, make_state
+from otel_anomaly.rules import Rules, make_rules
 from otel_anomaly.scoring import DETECTORS
 from otel_anomaly.state import (
     BAD_IDS,
@@ -61,7 +62,7 @@ from otel_anomaly.state import (
     State,
 )
 from otel_anomaly.telemetry import TRANSPORTS, JudgeCounts, Telemetry
-from otel_anomaly.verdict import blob_bytes, encode, make_texts, room_for
+from otel_anomaly.verdict import blob_bytes, encode, room_for
 from otel_anomaly.workspace import BODY_KEPT, ROWS_KEPT, Workspace
 
 if TYPE_CHECKING:
@@ -142,35 +143,40 @@ class Processor:
         `on_judged` sees every judged request; copy to keep. `on_emptied` is told when a failure
         emptied the state; it must not raise.
         """
-        self._config = config
         self._room = room
         self._telemetry = telemetry
         self._on_judged = on_judged
         self._on_emptied = on_emptied
-        self._plans = make_plans(config, seed)
-        who = config.identity
-        self.keys = compile_keys(
-            (who.tenant, who.agent, who.session, who.user, who.owner),
-            who.weak,
-            prefix=config.annotate.prefix,
-            seed=seed,
-            placeholders=who.placeholders,
-            lenient=config.dialects.lenient,
-        )
-        self.texts = make_texts(
-            config.annotate.prefix,
-            all_signals=config.annotate.signals == "all",
-            keys=(who.tenant, who.agent, who.session, who.user),
-        )
+        self._seed = seed
+        self._take_rules(make_rules(config, seed))
         self._scratch = Workspace()
         self.state = make_state(config)
         self._accepted = {name: telemetry.accepted_spans.labels(name) for name in TRANSPORTS}
         self._spans = 0
         self._forged = 0
         self._failed_ns: int | None = None
-        self._hold_ns = config.identity.hold
         self._held: deque[_Held] = deque()
         telemetry.read_judge(self.counts)
+
+    def _take_rules(self, rules: Rules) -> None:
+        self._config, self._plans, self.keys, self.texts = rules
+        self._hold_ns = rules.config.identity.hold
+
+    def prepare(self, config: Config) -> Rules:
+        """Compile another configuration. Raises ValueError for what only this can tell.
+
+        Touches nothing here, so another thread may do it.
+        """
+        return make_rules(config, self._seed)
+
+    def adopt(self, rules: Rules) -> None:
+        """Judge by `rules` from the next request on. What was learned stays.
+
+        What is held back is judged at once, by the rules under which it came.
+        """
+        self.release_all()
+        refit(self.state, self._config, rules.config)
+        self._take_rules(rules)
 
     def process(self, batch: Batch) -> Reply:
         """Take a batch over, or refuse it without a trace. Never raises on what a client sent."""

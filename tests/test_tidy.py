@@ -49,8 +49,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
     "resizing": CORE - {"handoff"},
+    "refitting": CORE - {"handoff"},
+    "rules": CORE - {"handoff"} | {"plans", "verdict"},
     "processor": CORE
-    | {"resizing", "telemetry", "plans", "gathering", "looking", "judge", "verdict", "workspace"},
+    | {"resizing", "refitting", "telemetry", "rules", "gathering", "looking", "judge", "verdict"}
+    | {"workspace"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
@@ -77,7 +80,7 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not", "resizing"},
+    | {"why_not", "resizing", "refitting", "rules"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
@@ -96,6 +99,7 @@ MAY_USE: dict[str, set[str]] = {
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a
 # door, a recorded file, the fuzzer and the benchmark.
 PURE = {"otlp", "entities", "detectors", "scoring", "state", "plans", "judge"} | STEPS
+PURE |= {"refitting", "rules"}
 OUTSIDE_WORLD = {
     "asyncio",
     "logging",

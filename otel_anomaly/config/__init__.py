@@ -53,7 +53,6 @@ from otel_anomaly.config.models import (
     PolicyConfig,
     ProtocolsConfig,
     ReceiversConfig,
-    ServiceConfig,
     StorageConfig,
     TelemetryConfig,
 )
@@ -70,6 +69,8 @@ from otel_anomaly.config.quantities import (
     Size,
 )
 from otel_anomaly.config.section import Section
+from otel_anomaly.config.service import MemoryConfig, ServiceConfig
+from otel_anomaly.config.source import Source
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
 
@@ -109,6 +110,7 @@ __all__ = [
     "IdentitySpoofingConfig",
     "LearningConfig",
     "LoopConfig",
+    "MemoryConfig",
     "MetricsConfig",
     "NewDestinationConfig",
     "NoveltyConfig",
@@ -129,6 +131,7 @@ __all__ = [
     "Section",
     "ServiceConfig",
     "Size",
+    "Source",
     "StorageConfig",
     "TelemetryConfig",
     "TlsClientConfig",

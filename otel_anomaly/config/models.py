@@ -28,6 +28,7 @@ from otel_anomaly.config.quantities import (
     Size,
 )
 from otel_anomaly.config.section import Section
+from otel_anomaly.config.service import ServiceConfig
 
 
 class GrpcReceiverConfig(Section):
@@ -167,13 +168,6 @@ class StorageConfig(Section):
 
     directory: str = Field(default="./otel-anomaly-data", min_length=1)
     """Made with owner-only permission when missing. OTEL_ANOMALY_DATA sets the default."""
-
-
-class ServiceConfig(Section):
-    """Life cycle."""
-
-    drain_timeout: Duration = 20 * SECOND_NS
-    """After SIGTERM, the longest time to deliver what is held."""
 
 
 def _default_exporters() -> dict[str, AnyExporterConfig]:
