@@ -17,11 +17,12 @@ from pydantic_core import PydanticCustomError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from otel_anomaly.config.exporters import FileExporterConfig
+    from otel_anomaly.config.exporters import AnyExporterConfig, FileExporterConfig
     from otel_anomaly.config.models import Config
 
 CONFLICT = "conflict"
 KeyPath = tuple[str, ...]
+ENDPOINT_KEYS = ("endpoint", "traces_endpoint", "metrics_endpoint", "logs_endpoint")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _WILDCARD = frozenset({"0.0.0.0", "::"})  # noqa: S104 - names them, binds nothing.
 _LOCAL = _LOOPBACK | _WILDCARD
@@ -89,14 +90,22 @@ def _check_listeners(doors: list[_Address], metrics_endpoint: str) -> None:
 
 def _check_loops(config: Config, doors: list[_Address]) -> None:
     for name, exporter in config.exporters.items():
-        if exporter.kind not in {"otlp_grpc", "otlp_http"}:
-            continue
-        key = ("exporters", name, "endpoint")
-        target = _address(key, exporter.endpoint)
-        for door in doors:
-            if target.reaches(door):
-                text = f"sends to our own door {door.text}: every span would come back for ever"
-                raise conflict(text, key, door.key)
+        for key, url in _targets(exporter):
+            path = ("exporters", name, key)
+            target = _address(path, url)
+            for door in doors:
+                if target.reaches(door):
+                    text = f"sends to our own door {door.text}: every span would come back for ever"
+                    raise conflict(text, path, door.key)
+
+
+def _targets(exporter: AnyExporterConfig) -> Iterator[tuple[str, str]]:
+    """Where an exporter sends to: key and URL."""
+    if exporter.kind in {"otlp_grpc", "otlp_http"}:
+        for key in ENDPOINT_KEYS:
+            url = getattr(exporter, key, None)
+            if url is not None:
+                yield key, url
 
 
 def _check_files(config: Config) -> None:
