@@ -69,6 +69,7 @@ from otel_anomaly.config.quantities import (
     Endpoint,
     Size,
 )
+from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
@@ -123,6 +124,7 @@ __all__ = [
     "RateConfig",
     "RateShiftConfig",
     "ReceiversConfig",
+    "RedactConfig",
     "RetryConfig",
     "RiskConfig",
     "RiskWeights",
