@@ -60,10 +60,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explanation": CORE | {"processor", "report", "why_not"},
     "replay": CORE | {"telemetry", "processor", "recordings", "report", "explanation"},
     "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation", "gathering"},
+    "doors": EDGE | {"receivers"},
+    "telling": EDGE | {"sinks"},
     "service": CORE
     | EDGE
-    | {"processor", "report", "episodes", "warm", "receivers", "exporters", "sinks"},
-    "cli": {"handoff", "config", "sinks", "replay", "service"},
+    | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"},
+    "running": {"config", "kernels", "service"},
+    "probe": {"config"},
+    "cli": {"handoff", "config", "sinks", "replay", "running", "probe"},
     "__main__": {"cli"},
 }
 
@@ -85,7 +89,7 @@ MAY_USE: dict[str, set[str]] = {
     "google": {"otlp", "receivers", "exporters"},
     "opentelemetry": {"otlp", "receivers", "exporters"},
     "rfc8785": {"sinks"},
-    "uvloop": {"service"},
+    "uvloop": {"running"},
 }
 
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a

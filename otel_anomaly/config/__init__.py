@@ -39,7 +39,7 @@ from otel_anomaly.config.exporters import (
     TlsClientConfig,
 )
 from otel_anomaly.config.identity import EntityLimits, IdentityConfig
-from otel_anomaly.config.loading import load_config
+from otel_anomaly.config.loading import config_hash, load_config
 from otel_anomaly.config.models import (
     AlertsConfig,
     AnnotateConfig,
@@ -136,6 +136,7 @@ __all__ = [
     "TlsClientConfig",
     "UnknownConnectionConfig",
     "audit_path",
+    "config_hash",
     "effective_detectors",
     "load_config",
     "signal_paths",
