@@ -68,6 +68,7 @@ from otel_anomaly.config.quantities import (
     Endpoint,
     Size,
 )
+from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import MemoryConfig, ServiceConfig
 from otel_anomaly.config.source import Source
@@ -125,6 +126,7 @@ __all__ = [
     "RateConfig",
     "RateShiftConfig",
     "ReceiversConfig",
+    "RedactConfig",
     "RetryConfig",
     "RiskConfig",
     "RiskWeights",

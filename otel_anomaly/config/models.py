@@ -27,6 +27,7 @@ from otel_anomaly.config.quantities import (
     Ratio,
     Size,
 )
+from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import ServiceConfig
 
@@ -183,6 +184,7 @@ class Config(Section):
     detectors: DetectorsConfig = DetectorsConfig()
     policy: PolicyConfig = PolicyConfig()
     annotate: AnnotateConfig = AnnotateConfig()
+    redact: RedactConfig = RedactConfig()
     exporters: dict[str, AnyExporterConfig] = Field(default_factory=_default_exporters)
     """Every exporter gets everything. Key: type, or `type/name` for several of one type."""
     ack: Literal["queued", "sent"] = "queued"
