@@ -122,6 +122,11 @@ class Service:
         refusal = self.memory.admit(len(batch.body))
         if refusal is not None:
             return refusal
+        reply = await self._process(batch)
+        return reply if reply.pending is None else await reply.pending
+
+    async def _process(self, batch: Batch) -> Reply:
+        """Judge a batch and hand it on, the large ones scanned in a thread."""
         if batch.signal is Signal.METRICS or len(batch.body) <= INLINE_BYTES_MAX:
             return self.processor.process(batch)
         signal, keys = SIGNALS[batch.signal], None

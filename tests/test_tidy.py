@@ -48,10 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": CORE - {"handoff"} | STEPS,
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
+    "resizing": CORE - {"handoff"},
     "refitting": CORE - {"handoff"},
     "rules": CORE - {"handoff"} | {"plans", "verdict"},
     "processor": CORE
-    | {"telemetry", "rules", "refitting", "gathering", "looking", "judge", "verdict", "workspace"},
+    | {"resizing", "refitting", "telemetry", "rules", "gathering", "looking", "judge", "verdict"}
+    | {"workspace"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
@@ -71,7 +73,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"}
     | {"memory", "reloading"},
     "running": {"config", "kernels", "reloading", "service"},
-    "cli": {"handoff", "config", "sinks", "replay", "running"},
+    "probe": {"config"},
+    "cli": {"handoff", "config", "sinks", "replay", "running", "probe"},
     "__main__": {"cli"},
 }
 
@@ -80,7 +83,7 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not", "refitting", "rules"},
+    | {"why_not", "resizing", "refitting", "rules"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
@@ -90,6 +93,8 @@ MAY_USE: dict[str, set[str]] = {
     "grpc": {"receivers", "exporters"},
     "grpc_health": {"receivers"},
     "aiohttp": {"receivers", "exporters"},
+    "backports": {"receivers", "exporters"},  # backports.zstd
+    "compression": {"receivers", "exporters"},  # The same in Python 3.14.
     "google": {"otlp", "receivers", "exporters"},
     "opentelemetry": {"otlp", "receivers", "exporters"},
     "rfc8785": {"sinks"},

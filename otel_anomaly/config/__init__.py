@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, signal_paths
+from otel_anomaly.config.conflicts import audit_path, queue_directory, signal_paths
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -68,6 +68,7 @@ from otel_anomaly.config.quantities import (
     Endpoint,
     Size,
 )
+from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import MemoryConfig, ServiceConfig
 from otel_anomaly.config.source import Source
@@ -125,6 +126,7 @@ __all__ = [
     "RateConfig",
     "RateShiftConfig",
     "ReceiversConfig",
+    "RedactConfig",
     "RetryConfig",
     "RiskConfig",
     "RiskWeights",
@@ -140,6 +142,7 @@ __all__ = [
     "config_hash",
     "effective_detectors",
     "load_config",
+    "queue_directory",
     "signal_paths",
     "summary",
 ]
