@@ -42,8 +42,7 @@ from otel_anomaly.otlp.scan import (
     scan,
 )
 from otel_anomaly.otlp.splice import splice
-from otel_anomaly.refitting import refit
-from otel_anomaly.resizing import FOR_EVER_NS, make_state
+from otel_anomaly.resizing import FOR_EVER_NS, make_state, resize
 from otel_anomaly.rules import Rules, make_rules
 from otel_anomaly.scoring import DETECTORS
 from otel_anomaly.state import (
@@ -172,10 +171,11 @@ class Processor:
     def adopt(self, rules: Rules) -> None:
         """Judge by `rules` from the next request on. What was learned stays.
 
-        What is held back is judged at once, by the rules under which it came.
+        What is held back is judged at once, by the rules under which it came. With other
+        capacities rows move: whoever remembers row numbers looks again.
         """
         self.release_all()
-        refit(self.state, self._config, rules.config)
+        self.state = resize(self.state, rules.config)
         self._take_rules(rules)
 
     def process(self, batch: Batch) -> Reply:

@@ -63,9 +63,7 @@ def check_can_change(old: Config, new: Config) -> None:
 
 def _fixed(config: Config) -> dict[str, object]:
     """Key -> value of what cannot change while the service runs."""
-    limits = config.identity.limits
     fixed: dict[str, object] = {"storage.directory": config.storage.directory}
-    fixed |= {f"identity.limits.{name}": getattr(limits, name) for name in _CAPACITIES}
     for name, section in config.exporters.items():
         queue = section.sending_queue
         fixed |= {
@@ -75,9 +73,6 @@ def _fixed(config: Config) -> dict[str, object]:
     return fixed
 
 
-_CAPACITIES: Final = (
-    *("agents", "services", "sessions", "traces", "spans", "moves", "episodes", "labels"),
-)
 _OF_QUEUE: Final = {"storage", "directory", "fsync", "fsync_interval"}
 
 

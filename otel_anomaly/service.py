@@ -152,12 +152,14 @@ class Service:
             telling = await self._telling.prepare(old, config, undo)
             await self.doors.reconfigure(old, config, undo)
             # From here on nothing waits, so no request sees half of it; and nothing fails.
-            self.processor.adopt(rules)
+            if config != old:
+                self.processor.adopt(rules)
             undo.pop_all()
             exporters()
             if config != old:
                 telling()
                 self._book.reconfigure(Reporter(rules.texts), config.alerts.hold)
+                self._telling.tell(self._book.follow(self.processor.state))
                 self.memory.reconfigure(config.service.memory)
             self._config = config
         return config != old

@@ -49,10 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
     "resizing": CORE - {"handoff"},
-    "refitting": CORE - {"handoff"},
     "rules": CORE - {"handoff"} | {"plans", "verdict"},
     "processor": CORE
-    | {"resizing", "refitting", "telemetry", "rules", "gathering", "looking", "judge", "verdict"}
+    | {"resizing", "telemetry", "rules", "gathering", "looking", "judge", "verdict"}
     | {"workspace"},
     "receivers": EDGE,
     "exporters": EDGE,
@@ -83,7 +82,7 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not", "resizing", "refitting", "rules"},
+    | {"why_not", "resizing", "rules"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
@@ -104,7 +103,7 @@ MAY_USE: dict[str, set[str]] = {
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a
 # door, a recorded file, the fuzzer and the benchmark.
 PURE = {"otlp", "entities", "detectors", "scoring", "state", "plans", "judge"} | STEPS
-PURE |= {"refitting", "rules"}
+PURE |= {"rules"}
 OUTSIDE_WORLD = {
     "asyncio",
     "logging",
