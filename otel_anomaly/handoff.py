@@ -34,11 +34,15 @@ class Outcome(enum.Enum):
     """The process is near its memory limit. The client retries."""
     STOPPING = "stopping"
     """The service is shutting down. The client retries, elsewhere or later."""
+    THROTTLED = "throttled"
+    """This client sends more than it may. It retries, later."""
+    UNAUTHENTICATED = "unauthenticated"
+    """No credential, or a wrong one. Permanent."""
 
     @property
     def retryable(self) -> bool:
         """Whether the same request can be accepted later."""
-        return self in {Outcome.QUEUE_FULL, Outcome.MEMORY, Outcome.STOPPING}
+        return self in {Outcome.QUEUE_FULL, Outcome.MEMORY, Outcome.STOPPING, Outcome.THROTTLED}
 
 
 class Batch(NamedTuple):
@@ -74,6 +78,13 @@ class Payload(NamedTuple):
 
 Consume = Callable[[Batch], Awaitable[Reply]]
 """What a door calls with each batch. Never raises; the door maps the outcome."""
+Admit = Callable[[int], Reply | None]
+"""Asked by a door before it reads a body of so many wire bytes (0: not known). A reply refuses."""
+
+
+def admit_all(_size: int) -> Reply | None:
+    """Refuse nobody."""
+    return None
 
 
 class Clock(Protocol):

@@ -433,7 +433,8 @@ _REFUSALS = {
     Outcome.MEMORY: "the service is near its memory limit: send again later",
     Outcome.STOPPING: "the service is stopping: send again later",
 }
-assert set(_REFUSALS) == set(Outcome) - {Outcome.ACCEPTED, Outcome.MALFORMED}
+AT_THE_DOOR = {Outcome.MALFORMED, Outcome.THROTTLED, Outcome.UNAUTHENTICATED}
+assert set(_REFUSALS) == set(Outcome) - {Outcome.ACCEPTED} - AT_THE_DOOR
 
 
 def count_calls(counters: np.ndarray) -> JudgeCounts:

@@ -18,7 +18,6 @@ import logging
 import random
 import secrets
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -35,8 +34,8 @@ from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
 from otel_anomaly.processor import SIGNALS, Processor
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
-from otel_anomaly.receivers.listener import host_and_port
 from otel_anomaly.receivers.monitoring import Monitoring
+from otel_anomaly.receivers.sockets import check_free, place
 from otel_anomaly.report import Reporter
 from otel_anomaly.sinks import AuditSink, ConsoleSink
 from otel_anomaly.telemetry import Telemetry
@@ -147,13 +146,7 @@ class Service:
         protocols = self._config.receivers.otlp.protocols
         for section in (protocols.grpc, protocols.http):
             if section is not None:
-                address = host_and_port(section.endpoint)
-                family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-                try:
-                    socket.create_server(address, family=family).close()
-                except OSError as error:
-                    reason = error.strerror or str(error)
-                    raise OSError(f"cannot listen on {section.endpoint}: {reason}") from error
+                check_free(section.endpoint)
 
     def _start_sinks(self) -> None:
         config = self._config
@@ -237,7 +230,7 @@ class Service:
             ("metrics and health", metrics, self.monitoring),
         )
         return {
-            name: f"{section.endpoint.rpartition(':')[0]}:{door.port}"
+            name: place(section.endpoint, door.port)
             for name, section, door in listening
             if section is not None and door is not None
         }

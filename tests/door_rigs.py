@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import gzip
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.rpc import status_pb2
 
 from otel_anomaly.config import HttpReceiverConfig
-from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
+from otel_anomaly.handoff import Admit, Batch, Outcome, Reply, Signal, admit_all
 from otel_anomaly.receivers.http import HttpReceiver
 from otel_anomaly.telemetry import Telemetry
 
@@ -115,11 +115,15 @@ async def http_door(
     limit: int = 1 << 20,
     answer: Reply | Exception = OK,
     decode_json: Callable[[bytes, Signal], bytes] | None = None,
+    admit: Admit = admit_all,
+    **keys: Any,
 ) -> AsyncIterator[HttpRig]:
-    """A door on a free port, closed at the end."""
+    """A door on a free port, closed at the end. `keys` are keys of its configuration."""
     consumer, telemetry, clock = Consumer(answer), Telemetry(), StandingClock()
-    config = HttpReceiverConfig(endpoint="127.0.0.1:0", max_request_body_size=limit)
-    door = HttpReceiver(config, consumer, telemetry, clock, decode_json)
+    keys = {"endpoint": "127.0.0.1:0", "max_request_body_size": limit, **keys}
+    door = HttpReceiver(
+        HttpReceiverConfig(**keys), consumer, telemetry, clock, decode_json, admit
+    )
     await door.start()
     try:
         yield HttpRig(door, consumer, telemetry, clock)
