@@ -19,6 +19,7 @@ from aiohttp import hdrs
 
 from otel_anomaly.handoff import Outcome, Reply
 from otel_anomaly.receivers.unfinished import Body, Refused, Unfinished
+from otel_anomaly.receivers.zstd import inflate_zstd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,14 +36,16 @@ CHUNKS_MAX: Final = 256
 """Received chunks kept apart. A bytes object of one byte weighs 34, so more are merged."""
 
 GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
+ZSTD: Final = -1
 CODINGS: Final = {
     "identity": 0,
     "none": 0,
     "gzip": GZIP_WBITS,
     "x-gzip": GZIP_WBITS,
     "deflate": zlib.MAX_WBITS,
+    "zstd": ZSTD,
 }
-"""Content-Encoding -> zlib's window bits; 0 is not compressed."""
+"""Content-Encoding -> zlib's window bits; 0 is not compressed, ZSTD is not zlib's."""
 
 
 def malformed(message: str, http_status: HTTPStatus | None = None) -> Refused:
@@ -89,7 +92,8 @@ async def inflate_whole(wire: bytes, wbits: int, bodies: Unfinished, body: Body)
     Refused
         Over the limit, broken, or no room.
     """
-    loop, source = asyncio.get_running_loop(), inflate(wire, wbits)
+    source = inflate_zstd(wire, PIECE_BYTES) if wbits == ZSTD else inflate(wire, wbits)
+    loop = asyncio.get_running_loop()
     pieces, size = list[bytes](), 0
     try:
         piece = next(source, None)
@@ -203,7 +207,8 @@ def _wbits(coding: str) -> int:
     wbits = CODINGS.get(coding.strip().lower())
     if wbits is None:
         raise malformed(
-            "Content-Encoding must be gzip, deflate or identity", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+            "Content-Encoding must be gzip, zstd, deflate or identity",
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )
     return wbits
 

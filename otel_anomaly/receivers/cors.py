@@ -53,7 +53,7 @@ class Cors:
 
     def headers_for(self, origin: str) -> dict[str, str]:
         """What an answer to `origin` carries."""
-        headers = {hdrs.VARY: hdrs.ORIGIN}
+        headers: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN}
         if self._is_named(origin):
             headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             headers[hdrs.ACCESS_CONTROL_ALLOW_CREDENTIALS] = "true"

@@ -143,7 +143,7 @@ class HttpReceiver:
             What cannot be used, or needs a restart. Nothing has changed then.
         """
         if config.endpoint != self._config.endpoint:
-            raise ValueError("receivers.otlp.protocols.http.endpoint: needs a restart")
+            raise ValueError("another endpoint needs a restart")
         credentials = Credentials(config.auth) if config.auth is not None else None
         context = server_context(config.tls) if config.tls is not None else None
         if config.tls is not None or self._config.tls is not None:

@@ -28,6 +28,8 @@ GRPC_STATUS: Final[Mapping[Outcome, grpc.StatusCode]] = {
     Outcome.STOPPING: grpc.StatusCode.UNAVAILABLE,
     Outcome.THROTTLED: grpc.StatusCode.UNAVAILABLE,
     Outcome.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
+    Outcome.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Outcome.REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
 }
 HTTP_STATUS: Final[Mapping[Outcome, HTTPStatus]] = {
     Outcome.ACCEPTED: HTTPStatus.OK,
@@ -38,6 +40,8 @@ HTTP_STATUS: Final[Mapping[Outcome, HTTPStatus]] = {
     Outcome.STOPPING: HTTPStatus.SERVICE_UNAVAILABLE,
     Outcome.THROTTLED: HTTPStatus.TOO_MANY_REQUESTS,
     Outcome.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    Outcome.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    Outcome.REJECTED: HTTPStatus.BAD_REQUEST,
 }
 # The code inside a Status body for refusals that HTTP has a number for and OTLP has no outcome.
 HTTP_ONLY_CODES: Final[Mapping[HTTPStatus, int]] = {
