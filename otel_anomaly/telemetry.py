@@ -100,25 +100,7 @@ class Telemetry:
         self.requests = self._counter(
             "receiver_requests", "Requests answered.", "transport", "signal", "outcome"
         )
-        self.connections = self._gauge(
-            "receiver_connections", "Connections open at the HTTP doors.", "transport"
-        )
-        self.refused_connections = self._counter(
-            "receiver_refused_connections",
-            "Connections of the HTTP doors that were ended or not let in.",
-            "transport",
-            "reason",
-        )
-        self.unfinished_bytes = self._gauge(
-            "receiver_unfinished_bytes",
-            "Bytes of requests that have not arrived whole; at gRPC of those that take long.",
-            "transport",
-        )
-        self.door_reload_failures = self._counter(
-            "receiver_reload_failures",
-            "Certificate or credential files that changed and could not be used.",
-            "transport",
-        )
+        self._declare_doors()
         self.sent_spans = self._counter(
             "exporter_sent_spans", "Spans the next hop took over.", "exporter"
         )
@@ -180,6 +162,27 @@ class Telemetry:
         self._missed: dict[str, int] = {}
         self._away_since: dict[str, int] = {}
         self._start_at_zero(exporters, sinks)
+
+    def _declare_doors(self) -> None:
+        self.connections = self._gauge(
+            "receiver_connections", "Connections open at the HTTP doors.", "transport"
+        )
+        self.refused_connections = self._counter(
+            "receiver_refused_connections",
+            "Connections of the HTTP doors that were ended or not let in.",
+            "transport",
+            "reason",
+        )
+        self.unfinished_bytes = self._gauge(
+            "receiver_unfinished_bytes",
+            "Bytes of requests that have not arrived whole; at gRPC of those that take long.",
+            "transport",
+        )
+        self.door_reload_failures = self._counter(
+            "receiver_reload_failures",
+            "Certificate or credential files that changed and could not be used.",
+            "transport",
+        )
 
     def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:
         """Let `counts` be asked at every scrape."""

@@ -129,7 +129,7 @@ class GrpcReceiver:
         check_free(config.endpoint)  # A second process on the port is an error, not a silent half.
         self._server, self.port = await self._open(config, config.endpoint)
         self._bodies.open(self.port)
-        self._files.start(config)
+        await self._files.start(config)
         if line := exposure("grpc", config):
             LOG.warning("%s", line)
 
@@ -178,7 +178,7 @@ class GrpcReceiver:
         self._bodies.bodies.limit = config.max_recv_msg_size_mib * _MIB
         self._bodies.timeout_s = config.read_timeout / 1e9
         self._config = config
-        self._files.start(config)
+        await self._files.start(config)
 
     async def _replace(self, config: GrpcReceiverConfig) -> None:
         """A second server on the port; the first answers what it has and goes."""
@@ -208,14 +208,15 @@ class GrpcReceiver:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""
         if self._server is None:
             return
-        self._files.stop()
+        await self._files.stop()
         await self.set_serving(serving=False)
         await self._health.close()
         self._bodies.bodies.stop()
         await self._server.stop(grace_s)
-        for leaving in self._leaving:
+        for leaving in list(self._leaving):
             leaving.cancel()
-        self._bodies.close()
+            await asyncio.wait({leaving})
+        await self._bodies.close()
         with contextlib.suppress(OSError):
             remove_socket(self._config.endpoint)
         self._server = None

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
-LOOK_S: Final = 0.1
+LOOK_S: Final = 0.05
 UNKNOWN_S: Final = 1.0
 LOOK_SHARE: Final = 0.05
 """Of the time, at most so much is spent on looking: with many slow ones the looks are rarer."""
@@ -108,10 +108,11 @@ class GrpcBodies:
             self._kernel = TcpBytes(port)
             self._received = self._kernel.received
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """After the last request."""
         if self._watcher is not None:
             self._watcher.cancel()
+            await asyncio.wait({self._watcher})
             self._watcher = None
         if self._kernel is not None:
             self._kernel.close()

@@ -130,7 +130,7 @@ class HttpReceiver:
         context = server_context(config.tls) if config.tls is not None else None
         self._set_limits(config)
         await self._listener.start(context)
-        self._files.start(config)
+        await self._files.start(config)
         if line := exposure("http", config):
             LOG.warning("%s", line)
 
@@ -151,7 +151,7 @@ class HttpReceiver:
         self._gate.credentials = credentials
         self._config = config
         self._set_limits(config)
-        self._files.start(config)
+        await self._files.start(config)
 
     async def _read_files(self) -> None:
         """Certificates and credentials anew, both or neither. Raises ValueError."""
@@ -178,7 +178,7 @@ class HttpReceiver:
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""
-        self._files.stop()
+        await self._files.stop()
         self._bodies.stop()
         await self._listener.stop(grace_s)
 

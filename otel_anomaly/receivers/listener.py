@@ -142,6 +142,7 @@ class Listener:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+            await asyncio.wait({self._sweeper})
         if self._http is None or not self._accepting:
             return
         for server in self._accepting:

@@ -70,9 +70,9 @@ class FileReload:
         self._look_s = LOOK_S
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, config: DoorConfig) -> None:
+    async def start(self, config: DoorConfig) -> None:
         """Watch the files of `config` from now on."""
-        self.stop()
+        await self.stop()
         self.problem = None
         files = files_of(config)
         if not files:
@@ -81,10 +81,11 @@ class FileReload:
         self._look_s = config.tls.reload_interval / 1e9 if config.tls is not None else LOOK_S
         self._task = asyncio.create_task(self._look_forever())
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """Look no more."""
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait({self._task})
             self._task = None
 
     async def look(self) -> None:
