@@ -446,7 +446,8 @@ _REFUSALS = {
 }
 # What can come of a reservation; the others are for the door to say, or come later.
 assert set(_REFUSALS) == {Outcome.TOO_LARGE, *(each for each in Outcome if each.retryable)} - {
-    Outcome.UNAVAILABLE
+    Outcome.THROTTLED,
+    Outcome.UNAVAILABLE,
 }
 
 

@@ -29,6 +29,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PREFIX = "otel_anomaly"
 TRANSPORTS = ("grpc", "http")
+REFUSED_CONNECTIONS = ("limit", "per_client", "slow_headers", "malformed", "aged", "slow_reader")
 RELOAD_RESULTS = ("applied", "unchanged", "refused")
 DROP_REASONS = (
     "queue_full",
@@ -99,6 +100,7 @@ class Telemetry:
         self.requests = self._counter(
             "receiver_requests", "Requests answered.", "transport", "signal", "outcome"
         )
+        self._declare_doors()
         self.sent_spans = self._counter(
             "exporter_sent_spans", "Spans the next hop took over.", "exporter"
         )
@@ -164,6 +166,27 @@ class Telemetry:
         self.memory_used = self._gauge("memory_used_bytes", "What is held against the limit.")
         self.config_reload_ok.set(1)
 
+    def _declare_doors(self) -> None:
+        self.connections = self._gauge(
+            "receiver_connections", "Connections open at the HTTP doors.", "transport"
+        )
+        self.refused_connections = self._counter(
+            "receiver_refused_connections",
+            "Connections of the HTTP doors that were ended or not let in.",
+            "transport",
+            "reason",
+        )
+        self.unfinished_bytes = self._gauge(
+            "receiver_unfinished_bytes",
+            "Bytes of requests that have not arrived whole; at gRPC of those that take long.",
+            "transport",
+        )
+        self.door_reload_failures = self._counter(
+            "receiver_reload_failures",
+            "Certificate or credential files that changed and could not be used.",
+            "transport",
+        )
+
     def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:
         """Let `counts` be asked at every scrape."""
         self._judge = counts
@@ -228,6 +251,14 @@ class Telemetry:
                     self.refused_spans.labels(transport, outcome.value)
                 for signal in Signal:
                     self.requests.labels(transport, signal.value, outcome.value)
+        for transport in (*TRANSPORTS, "monitoring"):
+            self.door_reload_failures.labels(transport)
+            if transport != "grpc":  # grpcio keeps its connections to itself.
+                self.connections.labels(transport)
+                for reason in REFUSED_CONNECTIONS:
+                    self.refused_connections.labels(transport, reason)
+        for transport in TRANSPORTS:
+            self.unfinished_bytes.labels(transport)
         for exporter in exporters:
             self._missed[exporter] = 0
             self._exporter_at_zero(exporter)

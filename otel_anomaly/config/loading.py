@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from otel_anomaly.config.models import Config
-from otel_anomaly.config.problems import SECRET, problems, without_password
+from otel_anomaly.config.problems import SECRET, hides_secret, problems, without_password
 from otel_anomaly.config.yaml_text import (
     TEXT_BYTES_MAX,
     ConfigError,
@@ -87,7 +87,7 @@ def read_override(override: str, environ: Mapping[str, str]) -> Layer:
     """One `--set`: dots in the key go down a block, the value is YAML."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
-    label = f"--set {key.strip()}={_label(text, secret='headers' in override)}"
+    label = f"--set {key.strip()}={_label(text, secret=hides_secret(override))}"
     if not equals or not all(path):
         raise ConfigError(f"--set {key}: must be KEY=VALUE, like detectors.rate.warn=50")
     return read_yaml(text, Origin(label), path, environ)
