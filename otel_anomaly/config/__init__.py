@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, signal_paths
+from otel_anomaly.config.conflicts import audit_path, listening, signal_paths
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -58,6 +58,7 @@ from otel_anomaly.config.models import (
     TelemetryConfig,
 )
 from otel_anomaly.config.overrides import OVERRIDES_MAX, OverrideConfig, effective_detectors
+from otel_anomaly.config.own_doors import own_door
 from otel_anomaly.config.patterns import GLOB_BYTES_MAX, PATTERNS_MAX
 from otel_anomaly.config.quantities import (
     DAY_NS,
@@ -135,7 +136,9 @@ __all__ = [
     "UnknownConnectionConfig",
     "audit_path",
     "effective_detectors",
+    "listening",
     "load_config",
+    "own_door",
     "signal_paths",
     "summary",
 ]

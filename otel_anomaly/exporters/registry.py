@@ -9,6 +9,7 @@ from otel_anomaly.config import (
     FileExporterConfig,
     OtlpGrpcExporterConfig,
     OtlpHttpExporterConfig,
+    listening,
     signal_paths,
 )
 from otel_anomaly.exporters.debug import DebugExporter
@@ -65,10 +66,11 @@ def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: 
             paths = signal_paths(config, section)
             return FileExporter(section, {signal: paths[signal.value] for signal in Signal})
         case OtlpGrpcExporterConfig():
-            return Splitting(GrpcExporter(section), section.max_request_size)
+            return Splitting(GrpcExporter(section, listening(config)), section.max_request_size)
         case OtlpHttpExporterConfig():
             share = JSON_GROWTH if section.encoding == "json" else 1
-            return Splitting(HttpExporter(section, clock), section.max_request_size // share)
+            http = HttpExporter(section, clock, listening(config))
+            return Splitting(http, section.max_request_size // share)
         case _:
             detailed = section.verbosity == "detailed"
             return DebugExporter(stream, detailed=detailed, prefix=config.annotate.prefix)
