@@ -10,7 +10,7 @@ import os
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic_core import PydanticCustomError
 
@@ -121,7 +121,7 @@ def listening(config: Config) -> list[str]:
 
 
 def _check_files(config: Config) -> None:
-    """Two writers of one file would destroy it."""
+    """Two writers of one file, or of one queue's directory, would destroy it."""
     taken: dict[str, KeyPath] = {}
     for key, path in _written_files(config):
         place = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links on the disk.
@@ -133,6 +133,9 @@ def _check_files(config: Config) -> None:
 
 def _written_files(config: Config) -> Iterator[tuple[KeyPath, Path]]:
     for name, exporter in config.exporters.items():
+        if exporter.sending_queue.storage == "disk":
+            key = ("exporters", name, "sending_queue", "directory")
+            yield key, queue_directory(config, name)
         if exporter.kind == "file":
             for path in signal_paths(config, exporter).values():
                 yield ("exporters", name, "path"), path
@@ -146,6 +149,12 @@ def signal_paths(config: Config, exporter: FileExporterConfig) -> dict[str, Path
     path = Path(exporter.path or Path(config.storage.directory, f"spans.{ending}"))
     beside = {signal: path.with_name(signal + path.suffix) for signal in ("metrics", "logs")}
     return {"traces": path, **beside}
+
+
+def queue_directory(config: Config, name: str) -> Path:
+    """Where an exporter's disk queue lies. A name's `/` and all that is odd in it become %XX."""
+    given = config.exporters[name].sending_queue.directory
+    return Path(given or Path(config.storage.directory, "queue", quote(name, safe="")))
 
 
 def audit_path(config: Config) -> Path:

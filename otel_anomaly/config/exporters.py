@@ -86,8 +86,19 @@ class BatchConfig(Section):
 class QueueConfig(Section):
     """Each exporter's own queue, bounded in bytes."""
 
+    storage: Literal["memory", "disk"] = "memory"
+    """`memory`: lost with the process. `disk`: a client hears OK when its request is written."""
+    directory: str | None = None
+    """Of the disk queue. Default `<storage.directory>/queue/<exporter>`."""
+    disk_size: Annotated[Size, Field(ge=16 * MIB)] = GIB
+    """Bytes held on disk while the next hop is slow or away."""
+    fsync: Literal["always", "interval", "never"] = "interval"
+    """When what is written is forced to the disk: before the client hears OK, now and then, or
+    when the system likes. A process that is killed loses nothing either way, a power cut does."""
+    fsync_interval: Annotated[Duration, Field(gt=0)] = SECOND_NS
+    """How much may be lost to a power cut with `fsync: interval`."""
     queue_size: Annotated[Size, Field(gt=0)] = 256 * MIB
-    """Bytes held while the next hop is slow or away."""
+    """Bytes held in memory: all that waits, or, of a disk queue, what is written and read ahead."""
     num_consumers: Count = Field(default=4, ge=1, le=64)
     """Requests under way at once."""
     batch: BatchConfig = BatchConfig()
@@ -98,6 +109,9 @@ class QueueConfig(Section):
             raise conflict(
                 "queue_size must hold at least one batch.max_size", "queue_size", "batch"
             )
+        if self.storage == "disk" and self.disk_size < 4 * self.batch.max_size:
+            text = "disk_size must hold at least four batch.max_size"
+            raise conflict(text, "disk_size", "batch")
         return self
 
 

@@ -10,6 +10,7 @@ key inside and only adds.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -97,6 +98,11 @@ def _with_destination(config: Config, merged: Layer, environ: Mapping[str, str])
             )
             return config
     return more
+
+
+def config_hash(config: Config) -> str:
+    """Names a configuration in audit records: SHA-256 of all keys and values."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 
 
 def read_file(path: Path, environ: Mapping[str, str]) -> Layer:

@@ -13,10 +13,11 @@ from otel_anomaly.config import (
     signal_paths,
 )
 from otel_anomaly.exporters.debug import DebugExporter
+from otel_anomaly.exporters.fanout import Fanout
 from otel_anomaly.exporters.file import FileExporter
 from otel_anomaly.exporters.grpc import GrpcExporter
 from otel_anomaly.exporters.http import HttpExporter
-from otel_anomaly.exporters.queue import Fanout, SendQueue
+from otel_anomaly.exporters.queue import SendQueue
 from otel_anomaly.exporters.splitting import Splitting
 from otel_anomaly.handoff import Signal
 

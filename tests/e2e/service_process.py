@@ -85,7 +85,14 @@ def merged(first: Section, second: Section) -> Section:
 class ServiceProcess:
     """`otel-anomaly run` in a folder of its own. `wait_ready` before use, `stop` after."""
 
-    def __init__(self, folder: Path, sections: Section | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sections: Section | None = None,
+        launcher: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
+        """`launcher` stands before the command: a program that starts another."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.data = folder, folder / "data"
         self.grpc_port, self.http_port, self.metrics_port = free_ports(3)
@@ -94,7 +101,7 @@ class ServiceProcess:
         config.write_text(json.dumps(merged(self._own_sections(), sections or {}), indent=1))
         with self._stream("out").open("wb") as out, self._stream("err").open("wb") as err:
             self._process = subprocess.Popen(
-                [*COMMAND, "run", "--config", str(config)],
+                [*launcher, *COMMAND, "run", "--config", str(config)],
                 cwd=ROOT,
                 env=clean_environment(OTEL_ANOMALY_DATA=str(self.data), **environment),
                 stdin=subprocess.DEVNULL,
