@@ -46,10 +46,7 @@ def cut(body: bytes, covered: bytes, message: np.int64, redaction: Redaction) ->
     counts = np.array([_ROOM_FIRST, _ROOM_FIRST], np.int64)
     data, stars = np.frombuffer(body, np.uint8), np.frombuffer(covered, np.uint8)
     while True:
-        frames, cuts = (
-            np.empty((counts[FRAMES], 5), np.int64),
-            np.empty((counts[CUTS], 2), np.int64),
-        )
+        frames, cuts = np.empty((counts[FRAMES], 5), np.int64), np.empty((counts[CUTS], 2), np.int64)
         room = counts.copy()
         _find_cuts(data, stars, message, redaction.kept, redaction.walk, frames, cuts, counts)
         if (counts <= room).all():

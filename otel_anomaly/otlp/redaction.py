@@ -178,7 +178,9 @@ def _redact(
         level = walk["level"]
         key, key_end = np.int64(walk["key_at"][level]), np.int64(walk["key_end"][level])
         if kind == NUMBER:
-            count += _redact_integer(view, out, at, end, key, key_end, what, plan, found, scratch)
+            count += _redact_integer(
+                view, out, at, end, key, key_end, what, plan, found, scratch
+            )
             continue
         hints = np.int64(0)
         if kind != NAME and key < key_end and end - at >= _NAMED_LEAST:
