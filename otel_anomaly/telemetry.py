@@ -99,6 +99,11 @@ class Telemetry:
         self.requests = self._counter(
             "receiver_requests", "Requests answered.", "transport", "signal", "outcome"
         )
+        self.looped_requests = self._counter(
+            "receiver_looped_requests",
+            "Requests refused because this process sent them itself.",
+            "transport",
+        )
         self.sent_spans = self._counter(
             "exporter_sent_spans", "Spans the next hop took over.", "exporter"
         )
@@ -220,6 +225,7 @@ class Telemetry:
     def _start_at_zero(self, exporters: Iterable[str], sinks: Iterable[str]) -> None:
         for transport in TRANSPORTS:
             self.accepted_spans.labels(transport)
+            self.looped_requests.labels(transport)
             for outcome in Outcome:
                 if outcome is not Outcome.ACCEPTED:
                     self.refused_spans.labels(transport, outcome.value)

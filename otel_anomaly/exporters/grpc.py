@@ -18,7 +18,7 @@ from otel_anomaly.exporters.contract import SendResult, clipped, rejected, retry
 from otel_anomaly.exporters.destination import refuse_own_doors
 from otel_anomaly.exporters.response import RESPONSE_BYTES_MAX, retry_info_s, taken
 from otel_anomaly.exporters.tls import pem_files
-from otel_anomaly.handoff import Signal
+from otel_anomaly.handoff import INSTANCE, INSTANCE_HEADER, Signal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ class GrpcExporter:
         self._config = config
         self._doors = doors
         self._timeout_s = config.timeout / SECOND_NS
-        self._metadata = tuple(_metadata(config.headers))
+        self._metadata = ((INSTANCE_HEADER, INSTANCE), *_metadata(config.headers))
 
     async def start(self) -> None:
         """Make the channel; it connects when there is something to send."""

@@ -26,7 +26,7 @@ from otel_anomaly.exporters.response import (
     taken,
 )
 from otel_anomaly.exporters.tls import client_context
-from otel_anomaly.handoff import Signal
+from otel_anomaly.handoff import INSTANCE, INSTANCE_HEADER, Signal
 from otel_anomaly.otlp.json import encode
 
 if sys.version_info >= (3, 14):
@@ -77,6 +77,7 @@ class HttpExporter:
         self._json = config.encoding == "json"
         self._headers = {
             **_checked(config.headers),
+            INSTANCE_HEADER: INSTANCE,
             "Content-Type": CONTENT_TYPE[config.encoding],
         }
         self._compress = COMPRESS[config.compression]

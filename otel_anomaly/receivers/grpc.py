@@ -15,8 +15,9 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from otel_anomaly.handoff import Outcome, Signal
+from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Signal
 from otel_anomaly.receivers.intake import Intake
+from otel_anomaly.receivers.looping import LoopGuard
 from otel_anomaly.receivers.status import GRPC_STATUS, status_of
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class GrpcReceiver:
             )
             for signal in Signal
         }
+        self._loops = LoopGuard("grpc", telemetry, clock)
         self._health = _Health()
         self._server: Any = None
         self.port = 0
@@ -80,7 +82,10 @@ class GrpcReceiver:
             options=(*TRANSPORT_OPTIONS, ("grpc.max_receive_message_length", limit))
         )
         server.add_generic_rpc_handlers(
-            tuple(_service(name, self._intakes[signal]) for signal, name in SERVICES.items())
+            tuple(
+                _service(name, self._intakes[signal], self._loops)
+                for signal, name in SERVICES.items()
+            )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         try:
@@ -137,17 +142,27 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc] # No types in gr
             watcher.cancel()
 
 
-def _service(name: str, intake: Intake) -> object:
+def _service(name: str, intake: Intake, loops: LoopGuard) -> object:
     """The service with its one method. Without (de)serialisers grpcio hands bytes through."""
-    export = grpc.unary_unary_rpc_method_handler(_export(intake))
+    export = grpc.unary_unary_rpc_method_handler(_export(intake, loops))
     return grpc.method_handlers_generic_handler(name, {"Export": export})
 
 
-def _export(intake: Intake) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _instance(context: Any) -> str | None:  # noqa: ANN401 - grpcio has no types.
+    for key, value in context.invocation_metadata():
+        if key == INSTANCE_HEADER:
+            return str(value)
+    return None
+
+
+def _export(intake: Intake, loops: LoopGuard) -> Callable[[bytes, Any], Awaitable[bytes]]:
     take = intake.take
 
     async def export(body: bytes, context: Any) -> bytes:  # noqa: ANN401 - grpcio has no types.
-        reply = await take(body)
+        looped = loops.check(_instance(context))
+        if looped is not None:
+            intake.count(looped.outcome)
+        reply = looped or await take(body)
         if reply.outcome is _ACCEPTED:
             return b""  # An empty ExportTraceServiceResponse: nothing was rejected.
         status = status_of(reply)

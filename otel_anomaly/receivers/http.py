@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aiohttp import hdrs, web
 
-from otel_anomaly.handoff import Outcome, Reply, Signal
+from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Reply, Signal
 from otel_anomaly.receivers.body import BodyReader, Refused, malformed
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.listener import Listener
+from otel_anomaly.receivers.looping import LoopGuard
 from otel_anomaly.receivers.status import (
     HTTP_STATUS,
     http_only_status,
@@ -88,6 +89,7 @@ class HttpReceiver:
         self._decode_json = decode_json
         self._accepted = {media: _Accepted(media, clock) for media in MEDIA.values()}
         self._bodies = BodyReader(config.max_request_body_size)
+        self._loops = LoopGuard("http", telemetry, clock)
         self._listener = Listener(config.endpoint, self._handle)
 
     @property
@@ -110,6 +112,7 @@ class HttpReceiver:
             reply = Reply(Outcome.MALFORMED, "OTLP is at /v1/traces, /v1/metrics and /v1/logs")
             return _refusal(reply, _media_hinted(request), HTTPStatus.NOT_FOUND)
         try:
+            self._refuse_own(request)
             media = self._media(request)
             body = await self._bodies.read(request)
             if media is JSON:
@@ -130,6 +133,11 @@ class HttpReceiver:
         if reply.outcome is _ACCEPTED:
             return self._accepted[media].for_request(request)
         return _refusal(reply, media)
+
+    def _refuse_own(self, request: web.BaseRequest) -> None:
+        looped = self._loops.check(request.headers.get(INSTANCE_HEADER))
+        if looped is not None:
+            raise Refused(looped)
 
     def _media(self, request: web.BaseRequest) -> _Media:
         """The request's media type, or a refusal: wrong method, wrong type."""
