@@ -297,7 +297,8 @@ def test_refusals_of_the_processor(outcome: Outcome) -> None:
     Scenario: the processor refuses, in each way there is.
     Guarantees: the table's status, its Status body, Retry-After exactly when a retry helps.
     """
-    expected = {Outcome.MALFORMED: 400, Outcome.TOO_LARGE: 413}.get(outcome, 503)
+    permanent = {Outcome.MALFORMED: 400, Outcome.TOO_LARGE: 413, Outcome.REJECTED: 400}
+    expected = permanent.get(outcome, 503)
 
     async def scenario() -> None:
         async with http_door(answer=Reply(outcome, "because", 4.2)) as rig:
