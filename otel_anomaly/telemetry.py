@@ -167,6 +167,11 @@ class Telemetry:
         self.config_reload_ok.set(1)
 
     def _declare_doors(self) -> None:
+        self.looped_requests = self._counter(
+            "receiver_looped_requests",
+            "Requests refused because this process sent them itself.",
+            "transport",
+        )
         self.connections = self._gauge(
             "receiver_connections", "Connections open at the HTTP doors.", "transport"
         )
@@ -246,6 +251,7 @@ class Telemetry:
     def _start_at_zero(self, exporters: Iterable[str], sinks: Iterable[str]) -> None:
         for transport in TRANSPORTS:
             self.accepted_spans.labels(transport)
+            self.looped_requests.labels(transport)
             for outcome in Outcome:
                 if outcome is not Outcome.ACCEPTED:
                     self.refused_spans.labels(transport, outcome.value)

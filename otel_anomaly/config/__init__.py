@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, queue_directory, signal_paths
+from otel_anomaly.config.conflicts import (
+    audit_path,
+    listening,
+    queue_directory,
+    signal_paths,
+)
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -67,6 +72,7 @@ from otel_anomaly.config.models import (
     TelemetryConfig,
 )
 from otel_anomaly.config.overrides import OVERRIDES_MAX, OverrideConfig, effective_detectors
+from otel_anomaly.config.own_doors import own_door
 from otel_anomaly.config.patterns import GLOB_BYTES_MAX, PATTERNS_MAX
 from otel_anomaly.config.quantities import (
     DAY_NS,
@@ -159,7 +165,9 @@ __all__ = [
     "audit_path",
     "config_hash",
     "effective_detectors",
+    "listening",
     "load_config",
+    "own_door",
     "queue_directory",
     "signal_paths",
     "summary",
