@@ -24,7 +24,8 @@ and where, never the data. Both directions are kernels, which let go of the inte
 
     json_tables      names and fields as numbers      json_checking   is it a request?
     json_reading     text -> bytes                    json_writing    bytes -> text
-    json_scalars, json_decimals, json_skipping        json_printing
+    json_scalars, json_decimals                       json_printing
+    json_lengths, json_skipping
 
 The time is linear in the size. What is read takes at most four bytes for each of text (a list of
 numbers), what is written at most some fifteen (fields that are small and have long names).
@@ -37,12 +38,13 @@ from typing import Final
 import numpy as np
 
 from otel_anomaly.handoff import Signal
-from otel_anomaly.otlp import json_reading as reading
+from otel_anomaly.otlp import json_lengths as lengths
 from otel_anomaly.otlp import json_scalars as scalars
 from otel_anomaly.otlp import json_writing as writing
 from otel_anomaly.otlp.json_checking import room_for_json
 from otel_anomaly.otlp.json_decimals import BEGUN_AT, NUMBER_SIZE
-from otel_anomaly.otlp.json_reading import DEPTH_MAX, LINE_BYTES_MAX
+from otel_anomaly.otlp.json_lengths import LINE_BYTES_MAX
+from otel_anomaly.otlp.json_reading import DEPTH_MAX, read_request
 from otel_anomaly.otlp.json_skipping import BROKEN, NESTING_MAX, TOO_DEEP, check_json
 from otel_anomaly.otlp.json_tables import (
     KIND,
@@ -110,26 +112,26 @@ def decode(line: bytes, signal: Signal) -> bytes:
     if len(line) > LINE_BYTES_MAX:
         raise ValueError(f"not JSON: longer than {LINE_BYTES_MAX} bytes")
     text = _bytes_of(line)
-    capacity, mark_count, hole_count = reading.capacity_of(len(line))
+    capacity, mark_count, hole_count = lengths.capacity_of(len(line))
     raw = np.empty(capacity, np.uint8)
     marks = np.empty((mark_count, 2), np.int32)
     holes = np.empty((hole_count, 2), np.int32)
-    frames = np.empty((DEPTH_MAX, reading.FRAME_SIZE), np.int64)
-    spots = np.empty((DEPTH_MAX, SLOTS_MAX, reading.SPOT_SIZE), np.int64)
-    number, desk = np.zeros(NUMBER_SIZE, np.int64), np.zeros(reading.DESK_SIZE, np.int64)
+    frames = np.empty((DEPTH_MAX, lengths.FRAME_SIZE), np.int64)
+    spots = np.empty((DEPTH_MAX, SLOTS_MAX, lengths.SPOT_SIZE), np.int64)
+    number, desk = np.zeros(NUMBER_SIZE, np.int64), np.zeros(lengths.DESK_SIZE, np.int64)
     scratch = np.empty(len(line), np.uint8)
-    end = reading.read_request(
+    end = read_request(
         text, REQUEST_MESSAGE[signal], scratch, raw, marks, holes, frames, spots, number, desk
     )
     if end < 0:
-        raise ValueError(_refusal(line, end, frames[: desk[reading.DEPTH] + 1], number))
+        raise ValueError(_refusal(line, end, frames[: desk[lengths.DEPTH] + 1], number))
     assert end <= capacity
-    hole_count = int(desk[reading.HOLES])
+    hole_count = int(desk[lengths.HOLES])
     holes = holes[:hole_count]
     if hole_count:
         holes = holes[np.argsort(holes[:, 0])]
-    out = np.empty(end - 1 + desk[reading.EXTRA_ALL], np.uint8)
-    size = reading.compact(raw, end, marks, int(desk[reading.MARKS]), holes, hole_count, out)
+    out = np.empty(end - 1 + desk[lengths.EXTRA_ALL], np.uint8)
+    size = lengths.compact(raw, end, marks, int(desk[lengths.MARKS]), holes, hole_count, out)
     assert size == out.size
     return out.tobytes()
 
@@ -160,15 +162,15 @@ def _path(frames: np.ndarray) -> str:
     """The members, from the request on, that lead to what was being read."""
     path = "$"
     for frame in frames:
-        if frame[reading.MEMBER] >= 0:
-            path += "." + MEMBER_NAMES[frame[reading.MEMBER]]
-            path += f"[{frame[reading.INDEX]}]" if frame[reading.INDEX] >= 0 else ""
+        if frame[lengths.MEMBER] >= 0:
+            path += "." + MEMBER_NAMES[frame[lengths.MEMBER]]
+            path += f"[{frame[lengths.INDEX]}]" if frame[lengths.INDEX] >= 0 else ""
     return path
 
 
 def _what(why: int, frames: np.ndarray) -> str:
     if why != scalars.OUT_OF_RANGE:
         return _WHY[np.int64(why)]
-    kind = KIND[TARGET[frames[-1][reading.MEMBER]]]
+    kind = KIND[TARGET[frames[-1][lengths.MEMBER]]]
     low, high = RANGES[RANGE_OF_KIND[kind]]
     return f"must be a whole number from {low} to {high}"

@@ -1,22 +1,8 @@
-"""OTLP/JSON text to protobuf bytes, in one pass and a copy.
+"""OTLP/JSON text to protobuf bytes: one pass over the text, and a copy (see `json_lengths`).
 
-A message goes onto the wire with its length in front, which is known only behind it. So the first
-pass leaves one byte for it:
-
-    text    {"key":"k","value":{"stringValue":"v"}}
-    bytes   0a 01 'k'  12 .. 0a 01 'v'
-
-Nearly all messages are shorter than 128 bytes, and the byte is enough. For each that is not, a
-mark says where and how long; the copy writes these lengths in full. Marks lie in the order of
-their places: one is set when a message begins, and taken back when it ends and was short, for then
-all that it holds was short as well.
-
-A member that comes twice counts the last time (so do the members of one oneof). What it said
-before is a hole, which the copy leaves out. So every byte is written once and copied once, and
-what is worked with is bounded: `capacity_of` says how much each byte of text can take.
-
-Nothing recurses: `frames` has a row for every open message, `spots` tells for each of its slots
-where the value lies.
+A member that comes twice counts the last time, and so do the members of one oneof. Nothing
+recurses: `frames` has a row for every open message, `spots` tells for each slot of it where the
+value lies.
 """
 
 from __future__ import annotations
@@ -25,8 +11,22 @@ from typing import Final
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, borrow, copy, inlined, kernel, load1
+from otel_anomaly.kernels import Array, Int, borrow, inlined, kernel, load1
 from otel_anomaly.otlp.json_decimals import BEGUN_AT
+from otel_anomaly.otlp.json_lengths import (
+    DEPTH,
+    EXTRA,
+    EXTRA_ALL,
+    INDEX,
+    MARKS,
+    MEMBER,
+    OF,
+    close_length,
+    enter,
+    leave,
+    open_length,
+    take_slot,
+)
 from otel_anomaly.otlp.json_scalars import (
     NOT_A_LIST,
     NOT_AN_OBJECT,
@@ -61,102 +61,13 @@ from otel_anomaly.otlp.json_text import (
     skip_space,
     skip_string,
 )
-from otel_anomaly.otlp.splice import varint_size
 from otel_anomaly.otlp.wire import is_utf8
 
 DEPTH_MAX: Final = 100
 """Messages inside one another, the request being the first."""
-LINE_BYTES_MAX: Final = 1 << 28
-"""Places in what is worked with are numbers of 31 bits."""
-
-# What is known of an open message, and of a slot of it.
-OF, START, EXTRA, MARK, SEEN, MEMBER, INDEX, LAST_SLOT, FRAME_SIZE = range(9)
-"""Its number; where its content begins; how much longer that gets when it is copied; its mark; its
-slots that have a value; the member being read; the place in its list, or -1; the slot of the last
-member, or -1."""
-_FROM, _TO, _EXTRA_FROM, _EXTRA_TO = range(4)
-SPOT_SIZE: Final = 4
-
-# What `read_request` tells beside the frames.
-DEPTH, MARKS, HOLES, EXTRA_ALL, DESK_SIZE = range(5)
 
 _FIRST, _NEXT, _ITEM, _BEHIND = range(4)
 """What comes: a member or the end, a member, an item of a list of messages, a comma or the end."""
-
-
-def capacity_of(size: int) -> tuple[int, int, int]:
-    """Bytes, marks and holes that a text of so many bytes can need.
-
-    The densest is a list of numbers, `1,1,1`: eight bytes for two. A mark needs a bracket and what
-    closes it, a hole a name in quotes, a colon, a value and a comma.
-    """
-    assert size <= LINE_BYTES_MAX
-    return 4 * size + 64, size // 2 + 2, size // 6 + 2
-
-
-@inlined
-def _open(put: Int, out: Array, marks: Array, desk: Array) -> tuple[Int, Int]:
-    """Leave a byte for a length: (put, the mark)."""
-    mark = desk[MARKS]
-    marks[mark, 0] = put
-    out[put] = 0
-    desk[MARKS] = mark + 1
-    return put + 1, mark
-
-
-@inlined
-def _close(start: Int, length: Int, mark: Int, out: Array, marks: Array, desk: Array) -> Int:
-    """Write a length, or mark it. Returns by how much what is around grows."""
-    if length < 128 and mark == desk[MARKS] - 1:
-        out[start - 1] = length
-        desk[MARKS] = mark
-        return np.int64(0)
-    marks[mark, 1] = length
-    return varint_size(length) - 1
-
-
-@inlined
-def _enter(
-    frames: Array, depth: Int, message: Int, put: Int, out: Array, marks: Array, desk: Array
-) -> Int:
-    """Open the frame of a message whose tag is written. Returns the new put."""
-    put, mark = _open(put, out, marks, desk)
-    frames[depth, OF], frames[depth, START], frames[depth, MARK] = message, put, mark
-    frames[depth, EXTRA], frames[depth, SEEN] = 0, 0
-    frames[depth, MEMBER], frames[depth, INDEX], frames[depth, LAST_SLOT] = -1, -1, -1
-    return put
-
-
-@inlined
-def _leave(frames: Array, depth: Int, put: Int, out: Array, marks: Array, desk: Array) -> None:
-    """Close the frame at `depth`, which is not the request's."""
-    start, extra = frames[depth, START], frames[depth, EXTRA]
-    extra += _close(start, put - start + extra, frames[depth, MARK], out, marks, desk)
-    frames[depth - 1, EXTRA] += extra
-    if frames[depth - 1, INDEX] >= 0:
-        frames[depth - 1, INDEX] += 1
-
-
-@inlined
-def _take_slot(
-    frames: Array, depth: Int, slot: Int, put: Int, spots: Array, holes: Array, desk: Array
-) -> None:
-    """A member begins: note where it lies, and make a hole of what its slot held before."""
-    last = frames[depth, LAST_SLOT]
-    if last >= 0:
-        spots[depth, last, _TO] = put
-        spots[depth, last, _EXTRA_TO] = frames[depth, EXTRA]
-    if frames[depth, SEEN] >> slot & 1 != 0:
-        start, end = spots[depth, slot, _FROM], spots[depth, slot, _TO]
-        if end > start:
-            hole = desk[HOLES]
-            holes[hole, 0], holes[hole, 1] = start, end
-            desk[HOLES] = hole + 1
-            grown = spots[depth, slot, _EXTRA_TO] - spots[depth, slot, _EXTRA_FROM]
-            frames[depth, EXTRA] -= end - start + grown
-    frames[depth, SEEN] |= np.int64(1) << slot
-    frames[depth, LAST_SLOT] = slot
-    spots[depth, slot, _FROM], spots[depth, slot, _EXTRA_FROM] = put, frames[depth, EXTRA]
 
 
 @inlined
@@ -178,7 +89,7 @@ def _read_name(text: Array, at: Int, end: Int, scratch: Array, owner: Int) -> tu
     return skip_space(text, at + 1, end), member
 
 
-@kernel
+@inlined
 def _read_scalar(
     text: Array,
     at: Int,
@@ -190,7 +101,6 @@ def _read_scalar(
     number: Array,
 ) -> tuple[Int, Int]:
     """The value of a field that is neither a message nor a list: (next, put)."""
-    text, scratch, out, number = borrow(text), borrow(scratch), borrow(out), borrow(number)
     tagged = put_varint(out, put, TAG[field])
     if KIND[field] < BOOL:
         next_, behind = read_text(text, at, end, scratch, KIND[field], out, tagged)
@@ -231,7 +141,7 @@ def _read_list(
         return at + 1, put
     packed, start, mark = KIND[field] >= BOOL, put, np.int64(0)
     if packed:
-        put, mark = _open(put_varint(out, put, TAG[field]), out, marks, desk)
+        put, mark = open_length(put_varint(out, put, TAG[field]), out, marks, desk)
         start = put
     while True:
         at = skip_space(text, at, end)
@@ -255,7 +165,7 @@ def _read_list(
         if byte != COMMA:
             return BROKEN, put
     if packed:
-        frames[depth, EXTRA] += _close(start, put - start, mark, out, marks, desk)
+        frames[depth, EXTRA] += close_length(start, put - start, mark, out, marks, desk)
     return at, put
 
 
@@ -291,7 +201,7 @@ def read_request(
     if not is_utf8(text, np.int64(0), end):
         return NOT_UTF8
     # The byte for a length of the request itself is the first, and not copied.
-    put = _enter(frames, np.int64(0), message, np.int64(0), out, marks, desk)
+    put = enter(frames, np.int64(0), message, np.int64(0), out, marks, desk)
     desk[MARKS] = 0
     at = skip_space(text, np.int64(0), end)
     if at >= end or load1(text, at) != BRACE:
@@ -314,7 +224,7 @@ def read_request(
             at += 1
         elif (comes == _BEHIND or comes == _FIRST) and byte == BRACE + 2:
             if depth > 0:
-                _leave(frames, depth, put, out, marks, desk)
+                leave(frames, depth, put, out, marks, desk)
             depth -= 1
             at += 1
             comes = _BEHIND
@@ -362,11 +272,11 @@ def _read_message(
         return at + 4, put + 1, depth, np.int64(_BEHIND)
     if at >= end or load1(text, at) != BRACE:
         return NOT_AN_OBJECT, put, depth, np.int64(_BEHIND)
-    put = _enter(frames, depth + 1, OWNER[field], put, out, marks, desk)
+    put = enter(frames, depth + 1, OWNER[field], put, out, marks, desk)
     return at + 1, put, depth + 1, np.int64(_FIRST)
 
 
-@kernel
+@inlined
 def _read_member(
     text: Array,
     at: Int,
@@ -383,9 +293,7 @@ def _read_member(
     desk: Array,
 ) -> tuple[Int, Int, Int, Int]:
     """A member, whole or up to where its first message begins: (next, put, depth, what comes)."""
-    text, scratch, out, marks = borrow(text), borrow(scratch), borrow(out), borrow(marks)
-    holes, frames, spots = borrow(holes), borrow(frames), borrow(spots)
-    number, desk, behind = borrow(number), borrow(desk), np.int64(_BEHIND)
+    behind = np.int64(_BEHIND)
     owner = frames[depth, OF]
     at, member = _read_name(text, at, end, scratch, owner)
     if at < 0:
@@ -396,7 +304,7 @@ def _read_member(
         return at + 4, put, depth, behind
     field = TARGET[member]
     frames[depth, MEMBER] = member
-    _take_slot(frames, depth, SLOT[field], put, spots, holes, desk)
+    take_slot(frames, depth, SLOT[field], put, spots, holes, desk)
     if REPEATED[field] == 0:
         if KIND[field] == MESSAGE:
             return _read_message(text, at, end, out, put, frames, depth, marks, desk)
@@ -417,33 +325,3 @@ def _read_member(
     if at >= 0:
         frames[depth, INDEX] = -1
     return at, put, depth, behind
-
-
-@kernel
-def compact(
-    raw: Array, size: Int, marks: Array, mark_count: Int, holes: Array, hole_count: Int, out: Array
-) -> Int:
-    """Copy what was read, lengths written in full and holes left out. Returns the size.
-
-    Holes come in the order of their places; one may lie in another.
-    """
-    raw, marks, holes, out = borrow(raw), borrow(marks), borrow(holes), borrow(out)
-    at, put, mark, hole = np.int64(1), np.int64(0), np.int64(0), np.int64(0)
-    while True:
-        next_mark = np.int64(marks[mark, 0]) if mark < mark_count else size
-        next_hole = np.int64(holes[hole, 0]) if hole < hole_count else size
-        if next_hole < at:
-            hole += 1
-        elif next_mark < at:
-            mark += 1
-        else:
-            stop = min(next_mark, next_hole)
-            copy(out, put, raw, at, stop - at)
-            put += stop - at
-            if stop == size:
-                return put
-            if stop == next_hole:
-                at = np.int64(holes[hole, 1])
-            else:
-                put = put_varint(out, put, np.int64(marks[mark, 1]))
-                at = stop + 1

@@ -62,7 +62,8 @@ def _survey(data: Array, pieces: Array, first: Int, last: Int, message: Int) -> 
     """The fields that the pieces of a message hold, as a set; -1 when they come in order."""
     data, pieces = borrow(data), borrow(pieces)
     seen: Int = np.int64(0)
-    slots, highest, in_order = np.int64(0), np.int64(-1), last - first == 1
+    slots: Int = np.int64(0)
+    highest, in_order = np.int64(-1), last - first == 1
     for piece in range(first, last):
         at, end = np.int64(pieces[piece, 0]), np.int64(pieces[piece, 1])
         while at < end:
@@ -151,7 +152,7 @@ def _last_value(
     return count
 
 
-@kernel
+@inlined
 def _next_value(
     data: Array, frames: Array, depth: Int, first: Int, pieces: Array
 ) -> tuple[Int, Int]:
@@ -159,9 +160,17 @@ def _next_value(
 
     The parts are put on the stack of pieces, behind those of the frame.
     """
-    data, frames, pieces = borrow(data), borrow(frames), borrow(pieces)
     if frames[depth, MISSING] < 0:
         return _next_piece(data, frames, depth, first, pieces, np.int64(-1)), np.int64(1)
+    return _next_missing(data, frames, depth, first, pieces)
+
+
+@kernel
+def _next_missing(
+    data: Array, frames: Array, depth: Int, first: Int, pieces: Array
+) -> tuple[Int, Int]:
+    """`_next_value` where the fields do not come in order."""
+    data, frames, pieces = borrow(data), borrow(frames), borrow(pieces)
     message = frames[depth, OF]
     for place in range(SLOTS_MAX):
         if frames[depth, MISSING] >> place & 1 == 0:
@@ -203,12 +212,11 @@ def _write_name(frames: Array, depth: Int, row: Int, out: Array, put: Int) -> In
     return put
 
 
-@kernel
+@inlined
 def _write_scalar(
     data: Array, start: Int, stop: Int, row: Int, frames: Array, depth: Int, out: Array, put: Int
 ) -> Int:
     """A member that is no message, or items of a list: behind them. What is not set is left out."""
-    data, frames, out = borrow(data), borrow(frames), borrow(out)
     kind = KIND[row]
     if kind < BOOL:
         if start == stop and PRESENCE[row] == 0 and REPEATED[row] == 0:
