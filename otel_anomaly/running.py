@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from otel_anomaly import __version__
+from otel_anomaly.directory_lock import DirectoryLock
 from otel_anomaly.kernels import cache_is_warm, signed
 from otel_anomaly.service import Service
 
@@ -65,6 +66,8 @@ async def _serve(config: Config) -> int:
         loop.add_signal_handler(number, stop.set)
     try:
         service = Service(config, clock, sys.stdout, seed=random_seed())
+        if sys.platform != "win32":
+            loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
         await service.start()
     except (OSError, ValueError) as error:
         print(f"otel-anomaly cannot start: {error}", file=err)
@@ -89,13 +92,22 @@ def run(config: Config) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     keep_freed_memory()
-    try:
-        Path(config.storage.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
-        return EXIT_CANNOT_START
+    directory = Path(config.storage.directory)
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(DirectoryLock(directory))
+        except OSError as error:
+            sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
+            return EXIT_CANNOT_START
+        return _run_loop(config)
+
+
+def _run_loop(config: Config) -> int:
     if sys.platform == "win32":
         return asyncio.run(_serve(config))
     import uvloop  # noqa: PLC0415 - not to be had on Windows.
 
+    # By default it ends the process: a command may ask for a snapshot before there is a service.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     return uvloop.run(_serve(config))

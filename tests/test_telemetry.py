@@ -14,6 +14,7 @@ from otel_anomaly.telemetry import (
     DROP_REASONS,
     JUDGE_METRICS,
     PREFIX,
+    SNAPSHOT_RESULTS,
     TRANSPORTS,
     Ledger,
     Telemetry,
@@ -50,6 +51,7 @@ LABELS = {
     "signal": {signal.value for signal in Signal},
     "sink": {"audit"},
     "outcome": {outcome.value for outcome in Outcome},
+    "result": set(SNAPSHOT_RESULTS),
     "reason": {*DROP_REASONS, *SKIP_REASONS[1:]},
 }
 """All the values a label may have. Whoever is watched is in none of them."""

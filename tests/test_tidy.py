@@ -49,26 +49,47 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
     "resizing": CORE - {"handoff"},
+    "snapshot": CORE | {"resizing"},
+    "snapshot_file": {"resizing", "snapshot"},
+    "soundness": CORE | {"resizing"},
+    "directory_lock": set(),
     "processor": CORE
-    | {"resizing", "telemetry", "plans", "gathering", "looking", "judge", "verdict", "workspace"},
+    | {
+        "resizing",
+        "snapshot",
+        "telemetry",
+        "plans",
+        "gathering",
+        "looking",
+        "judge",
+        "verdict",
+        "workspace",
+    },
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
     "report": CORE | {"verdict"},
     "episodes": CORE | {"report"},
+    "snapshots": CORE
+    | {"telemetry", "plans", "resizing", "snapshot", "snapshot_file", "soundness"}
+    | {"processor", "episodes"},
     "recordings": {"handoff", "otlp"},
     "why_not": CORE,
     "explanation": CORE | {"processor", "report", "why_not"},
-    "replay": CORE | {"telemetry", "processor", "recordings", "report", "explanation"},
+    "replay": CORE
+    | {"telemetry", "processor", "recordings", "report", "explanation"}
+    | {"snapshot_file", "snapshots"},
     "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation", "gathering"},
     "doors": EDGE | {"receivers"},
     "telling": EDGE | {"sinks"},
     "service": CORE
     | EDGE
-    | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"},
-    "running": {"config", "kernels", "service"},
+    | {"processor", "report", "episodes", "snapshots"}
+    | {"warm", "exporters", "doors", "telling"},
+    "running": {"config", "kernels", "directory_lock", "service"},
+    "asking": {"config", "directory_lock", "snapshot_file", "snapshots"},
     "probe": {"config"},
-    "cli": {"handoff", "config", "sinks", "replay", "running", "probe"},
+    "cli": {"handoff", "config", "sinks", "replay", "running", "probe", "asking"},
     "__main__": {"cli"},
 }
 
@@ -77,7 +98,7 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not", "resizing"},
+    | {"why_not", "resizing", "snapshot", "snapshot_file", "snapshots", "soundness"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, signal_paths
+from otel_anomaly.config.conflicts import audit_path, signal_paths, snapshot_path
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -70,6 +70,7 @@ from otel_anomaly.config.quantities import (
     Size,
 )
 from otel_anomaly.config.section import Section
+from otel_anomaly.config.snapshots import SnapshotsConfig
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
 
@@ -129,6 +130,7 @@ __all__ = [
     "Section",
     "ServiceConfig",
     "Size",
+    "SnapshotsConfig",
     "StorageConfig",
     "TelemetryConfig",
     "TlsClientConfig",
@@ -138,5 +140,6 @@ __all__ = [
     "effective_detectors",
     "load_config",
     "signal_paths",
+    "snapshot_path",
     "summary",
 ]

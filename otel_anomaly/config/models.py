@@ -28,6 +28,7 @@ from otel_anomaly.config.quantities import (
     Size,
 )
 from otel_anomaly.config.section import Section
+from otel_anomaly.config.snapshots import SnapshotsConfig
 
 
 class GrpcReceiverConfig(Section):
@@ -167,6 +168,7 @@ class StorageConfig(Section):
 
     directory: str = Field(default="./otel-anomaly-data", min_length=1)
     """Made with owner-only permission when missing. OTEL_ANOMALY_DATA sets the default."""
+    snapshots: SnapshotsConfig = SnapshotsConfig()
 
 
 class ServiceConfig(Section):
