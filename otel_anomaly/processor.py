@@ -42,9 +42,10 @@ from otel_anomaly.otlp.scan import (
     scan,
 )
 from otel_anomaly.otlp.splice import splice
-from otel_anomaly.resizing import FOR_EVER_NS, make_state, resize
+from otel_anomaly.resizing import FOR_EVER_NS, keep, make_state, resize
 from otel_anomaly.rules import Rules, make_rules
 from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.snapshot import Snapshot, copied
 from otel_anomaly.state import (
     BAD_IDS,
     CALLS,
@@ -134,10 +135,11 @@ class Processor:
         telemetry: Telemetry,
         *,
         seed: int,
+        state: State | None = None,
         on_judged: Callable[[Columns, Judgement], None] | None = None,
         on_emptied: Callable[[], None] | None = None,
     ) -> None:
-        """`seed`: secret of all hashes.
+        """`seed`: secret of all hashes; `state`: what was learned under it, if anything was.
 
         `on_judged` sees every judged request; copy to keep. `on_emptied` is told when a failure
         emptied the state; it must not raise.
@@ -149,7 +151,7 @@ class Processor:
         self._seed = seed
         self._take_rules(make_rules(config, seed))
         self._scratch = Workspace()
-        self.state = make_state(config)
+        self.state = make_state(config) if state is None else state
         self._accepted = {name: telemetry.accepted_spans.labels(name) for name in TRANSPORTS}
         self._spans = 0
         self._forged = 0
@@ -415,6 +417,16 @@ class Processor:
         self.state = make_state(self._config)._replace(counters=self.state.counters)
         if self._on_emptied is not None:
             self._on_emptied()
+
+    def progress(self) -> tuple[int, ...]:
+        """Differs when anything was judged or looked at in between."""
+        return tuple(self.state.watermark.tolist())
+
+    def snapshot(self, book: bytes, now_ns: int, room: np.ndarray | None = None) -> Snapshot:
+        """All that is to live on, copied: into `room` as far as it fits. Requests that are held
+        back are not in it."""
+        kept = copied(keep(self.state), room)
+        return Snapshot(kept, self._seed, rules_of(self._plans), book, now_ns)
 
     @property
     def healthy(self) -> bool:

@@ -40,6 +40,8 @@ DROP_REASONS = (
     "write_failed",
 )
 
+SNAPSHOT_RESULTS = ("written", "failed", "unchanged", "refused")
+
 JudgeCounts = Mapping[tuple[str, tuple[str, ...]], int]
 """(metric, label values) -> value, as `Processor.counts` gives it."""
 
@@ -143,6 +145,7 @@ class Telemetry:
             "detection_failures", "Batches that went on without a verdict because detection failed."
         )
         self.episodes_open = self._gauge("episodes_open", "Episodes that have not ended.")
+        self._add_snapshots()
         self.ready = self._gauge("ready", "1 when the doors are open.")
         self._add_configuration_and_memory()
         # Accepted spans that were there before an exporter was, or came while it was not.
@@ -190,6 +193,22 @@ class Telemetry:
             "receiver_reload_failures",
             "Certificate or credential files that changed and could not be used.",
             "transport",
+        )
+
+    def _add_snapshots(self) -> None:
+        self.snapshots = self._counter(
+            "state_snapshots",
+            "Snapshots of what was learned: written, failed, not needed (`unchanged`); refused at"
+            " start.",
+            "result",
+        )
+        self.snapshot_bytes = self._gauge("state_snapshot_bytes", "Size of the last one written.")
+        self.snapshot_age = self._gauge(
+            "state_snapshot_age_seconds",
+            "How much a crash would lose now: since the last snapshot, else since the start.",
+        )
+        self.loaded_age = self._gauge(
+            "state_loaded_age_seconds", "Age at start of what was loaded; 0 after a cold start."
         )
 
     def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:
@@ -249,6 +268,8 @@ class Telemetry:
         return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
     def _start_at_zero(self, exporters: Iterable[str], sinks: Iterable[str]) -> None:
+        for result in SNAPSHOT_RESULTS:
+            self.snapshots.labels(result)
         for transport in TRANSPORTS:
             self.accepted_spans.labels(transport)
             self.looped_requests.labels(transport)

@@ -16,6 +16,7 @@ from otel_anomaly.telemetry import (
     PREFIX,
     REFUSED_CONNECTIONS,
     RELOAD_RESULTS,
+    SNAPSHOT_RESULTS,
     TRANSPORTS,
     Ledger,
     Telemetry,
@@ -53,7 +54,7 @@ LABELS = {
     "sink": {"audit"},
     "outcome": {outcome.value for outcome in Outcome},
     "reason": {*DROP_REASONS, *SKIP_REASONS[1:], *REFUSED_CONNECTIONS},
-    "result": set(RELOAD_RESULTS),
+    "result": {*RELOAD_RESULTS, *SNAPSHOT_RESULTS},
 }
 """All the values a label may have. Whoever is watched is in none of them."""
 

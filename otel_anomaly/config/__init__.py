@@ -10,6 +10,7 @@ from otel_anomaly.config.conflicts import (
     listening,
     queue_directory,
     signal_paths,
+    snapshot_path,
 )
 from otel_anomaly.config.detectors import (
     BurstConfig,
@@ -88,6 +89,7 @@ from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import MemoryConfig, ServiceConfig
 from otel_anomaly.config.source import Source
+from otel_anomaly.config.snapshots import SnapshotsConfig
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
 
@@ -157,6 +159,7 @@ __all__ = [
     "ServiceConfig",
     "Size",
     "Source",
+    "SnapshotsConfig",
     "StorageConfig",
     "TelemetryConfig",
     "TlsClientConfig",
@@ -170,5 +173,6 @@ __all__ = [
     "own_door",
     "queue_directory",
     "signal_paths",
+    "snapshot_path",
     "summary",
 ]

@@ -169,3 +169,9 @@ def queue_directory(config: Config, name: str) -> Path:
 def audit_path(config: Config) -> Path:
     """Where the audit trail lies."""
     return Path(config.audit.path or Path(config.storage.directory, "audit.jsonl"))
+
+
+def snapshot_path(config: Config) -> Path:
+    """Where what was learned lives on."""
+    default = Path(config.storage.directory, "state.snapshot")
+    return Path(config.storage.snapshots.path or default)
