@@ -80,7 +80,7 @@ class Service:
             await self._fanout.start()
             self._exporters_run = True
             self._telling.start(self._config)
-            await asyncio.to_thread(warm)
+            await asyncio.to_thread(warm, redacts=self._config.redact.enabled)
             await self.doors.open()
         except BaseException:
             await self.stop()

@@ -139,6 +139,13 @@ class Telemetry:
         self.detection_failures = self._counter(
             "detection_failures", "Batches that went on without a verdict because detection failed."
         )
+        self.redacted_values = self._counter(
+            "redacted_values", "Strings and numbers in which something was redacted."
+        )
+        self.redaction_failures = self._counter(
+            "redaction_failures",
+            "Requests that could not be redacted: refused, or masked where removing failed.",
+        )
         self.episodes_open = self._gauge("episodes_open", "Episodes that have not ended.")
         self.ready = self._gauge("ready", "1 when the doors are open.")
         self._start_at_zero(exporters, sinks)

@@ -48,8 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": CORE - {"handoff"} | STEPS,
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
+    "redacting": CORE - {"handoff"} | {"telemetry"},
     "processor": CORE
-    | {"telemetry", "plans", "gathering", "looking", "judge", "verdict", "workspace"},
+    | {"telemetry", "plans", "gathering", "looking", "judge", "verdict", "workspace", "redacting"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
@@ -76,7 +77,7 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not"},
+    | {"why_not", "redacting"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
