@@ -93,6 +93,11 @@ class Service:
         """What the doors call with each request."""
         if self._stopping:
             return Reply(Outcome.STOPPING, "the service is stopping: send again later", 1.0)
+        reply = await self._process(batch)
+        return reply if reply.pending is None else await reply.pending
+
+    async def _process(self, batch: Batch) -> Reply:
+        """Judge a batch and hand it on, the large ones scanned in a thread."""
         if batch.signal is Signal.METRICS or len(batch.body) <= INLINE_BYTES_MAX:
             return self.processor.process(batch)
         signal = SIGNALS[batch.signal]

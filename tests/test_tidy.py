@@ -49,8 +49,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
     "redacting": CORE - {"handoff"} | {"telemetry"},
+    "resizing": CORE - {"handoff"},
+    "refitting": CORE - {"handoff"},
+    "rules": CORE - {"handoff"} | {"plans", "verdict"},
     "processor": CORE
-    | {"telemetry", "plans", "gathering", "looking", "judge", "verdict", "workspace", "redacting"},
+    | {"resizing", "refitting", "telemetry", "rules", "gathering", "looking", "judge", "verdict"}
+    | {"workspace", "redacting"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
@@ -77,7 +81,7 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not", "redacting"},
+    | {"why_not", "redacting", "resizing", "refitting", "rules"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
@@ -87,6 +91,8 @@ MAY_USE: dict[str, set[str]] = {
     "grpc": {"receivers", "exporters"},
     "grpc_health": {"receivers"},
     "aiohttp": {"receivers", "exporters"},
+    "backports": {"receivers", "exporters"},  # backports.zstd
+    "compression": {"receivers", "exporters"},  # The same in Python 3.14.
     "google": {"otlp", "receivers", "exporters"},
     "opentelemetry": {"otlp", "receivers", "exporters"},
     "rfc8785": {"sinks"},
@@ -96,6 +102,7 @@ MAY_USE: dict[str, set[str]] = {
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a
 # door, a recorded file, the fuzzer and the benchmark.
 PURE = {"otlp", "entities", "detectors", "scoring", "state", "plans", "judge"} | STEPS
+PURE |= {"refitting", "rules"}
 OUTSIDE_WORLD = {
     "asyncio",
     "logging",

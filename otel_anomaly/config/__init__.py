@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, signal_paths
+from otel_anomaly.config.conflicts import audit_path, queue_directory, signal_paths
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -53,7 +53,6 @@ from otel_anomaly.config.models import (
     PolicyConfig,
     ProtocolsConfig,
     ReceiversConfig,
-    ServiceConfig,
     StorageConfig,
     TelemetryConfig,
 )
@@ -71,6 +70,8 @@ from otel_anomaly.config.quantities import (
 )
 from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
+from otel_anomaly.config.service import MemoryConfig, ServiceConfig
+from otel_anomaly.config.source import Source
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
 
@@ -110,6 +111,7 @@ __all__ = [
     "IdentitySpoofingConfig",
     "LearningConfig",
     "LoopConfig",
+    "MemoryConfig",
     "MetricsConfig",
     "NewDestinationConfig",
     "NoveltyConfig",
@@ -131,6 +133,7 @@ __all__ = [
     "Section",
     "ServiceConfig",
     "Size",
+    "Source",
     "StorageConfig",
     "TelemetryConfig",
     "TlsClientConfig",
@@ -139,6 +142,7 @@ __all__ = [
     "config_hash",
     "effective_detectors",
     "load_config",
+    "queue_directory",
     "signal_paths",
     "summary",
 ]

@@ -10,10 +10,10 @@ from otel_anomaly.exporters.queue import RETRY_AFTER_S_MIN, charge_of
 from otel_anomaly.handoff import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from otel_anomaly.exporters.queue import SendQueue
-    from otel_anomaly.handoff import Payload
+    from otel_anomaly.handoff import Payload, Reply
 
 
 class Fanout:
@@ -51,7 +51,7 @@ class Fanout:
             queue.used += charge
         return Outcome.ACCEPTED
 
-    def commit(self, payload: Payload, bytes_reserved: int) -> None:
+    def commit(self, payload: Payload, bytes_reserved: int) -> Awaitable[Reply] | None:
         """Fill a reservation. Cannot fail: that is what the reservation was for."""
         size = len(payload.body)
         assert size <= bytes_reserved
@@ -62,6 +62,7 @@ class Fanout:
             queue.put(payload, charge)
         for queue in self._optional:
             queue.offer(payload, charge)
+        return None
 
     def release(self, bytes_reserved: int) -> None:
         """Give a reservation back unused."""

@@ -272,8 +272,10 @@ class SendQueue:
             return rejected(type(error).__name__)
 
     def _sent(self, group: Group, result: SendResult) -> None:
-        self.ledger.sent(group.parts, group.spans, result.rejected)
+        self.ledger.sent(group.parts, group.spans, result.rejected, result.losses)
         self._notices.works()
+        for reason, items in result.losses:
+            self._notices.lost(reason, f"{items} items, in pieces", self._loop.time())
         if result.rejected or result.message:
             text = f"{result.rejected} not kept by the next hop: {result.message}"
             self._notices.lost("partial success", text, self._loop.time())
