@@ -113,7 +113,7 @@ def run(config: Config, source: Readable | None = None) -> int:
         return _run_loop(config, source)
 
 
-def _run_loop(config: Config) -> int:
+def _run_loop(config: Config, source: Readable | None) -> int:
     if sys.platform == "win32":
         return asyncio.run(_serve(config, source))
     import uvloop  # noqa: PLC0415 - not to be had on Windows.

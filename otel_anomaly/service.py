@@ -110,7 +110,7 @@ class Service:
             self._exporters_run = True
             self._telling.start(self._config)
             self._telling.tell(self._over)
-            await asyncio.to_thread(warm)
+            await asyncio.to_thread(warm, redacts=self._config.redact.enabled)
             await self.doors.open()
         except BaseException:
             await self.stop()

@@ -144,6 +144,7 @@ class Telemetry:
         self.detection_failures = self._counter(
             "detection_failures", "Batches that went on without a verdict because detection failed."
         )
+        self._count_redaction()
         self.episodes_open = self._gauge("episodes_open", "Episodes that have not ended.")
         self._add_snapshots()
         self.ready = self._gauge("ready", "1 when the doors are open.")
@@ -209,6 +210,15 @@ class Telemetry:
         )
         self.loaded_age = self._gauge(
             "state_loaded_age_seconds", "Age at start of what was loaded; 0 after a cold start."
+        )
+
+    def _count_redaction(self) -> None:
+        self.redacted_values = self._counter(
+            "redacted_values", "Strings and numbers in which something was redacted."
+        )
+        self.redaction_failures = self._counter(
+            "redaction_failures",
+            "Requests that could not be redacted: refused, or masked where removing failed.",
         )
 
     def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:

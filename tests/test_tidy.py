@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": CORE - {"handoff"} | STEPS,
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
+    "redacting": CORE - {"handoff"} | {"telemetry"},
     "resizing": CORE - {"handoff"},
     "rules": CORE - {"handoff"} | {"plans", "verdict"},
     "snapshot": CORE | {"resizing"},
@@ -56,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "directory_lock": set(),
     "processor": CORE
     | {"resizing", "snapshot", "telemetry", "rules", "plans", "gathering", "looking", "judge"}
-    | {"verdict", "workspace"},
+    | {"verdict", "workspace", "redacting"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
@@ -92,7 +93,8 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not", "resizing", "rules", "snapshot", "snapshot_file", "snapshots", "soundness"},
+    | {"why_not", "redacting", "resizing", "rules", "snapshot", "snapshot_file", "snapshots"}
+    | {"soundness"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
