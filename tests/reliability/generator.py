@@ -123,6 +123,18 @@ class Generator:
             self.wake()
             await asyncio.sleep(TICK_S)
 
+    async def expire_forever(self) -> None:
+        """Requests that wait for a connection are given up like those that wait for an answer."""
+        while True:
+            await asyncio.sleep(0.2)
+            now_s = time.monotonic()
+            expired = [job for job in self.due if job.give_up_s < now_s]
+            if expired:
+                self.due = deque(job for job in self.due if job.give_up_s >= now_s)
+            for job in expired:
+                sent = self.record.sent_s[job.number] > 0
+                self._settle(job, (UNKNOWN if job.cut else GIVEN_UP) if sent else UNSENT)
+
     def starts(self, job: Job) -> float:
         """A job goes onto the wire."""
         now_s = time.monotonic()
@@ -174,6 +186,7 @@ class Generator:
         names = ("unsent", "accepted", "refused", "given_up", "unknown")
         return {
             "made": self.made,
+            "under_way": self.unsettled,
             "skipped": self.skipped,
             "spans": self.made * self.plan.spans,
             "cpu_s": time.process_time(),
@@ -259,7 +272,7 @@ async def run_http(generator: Generator) -> None:
                 lane.send(generator.due.popleft())
 
     generator.wake = wake
-    await asyncio.gather(generator.make_forever(), *connecting)
+    await asyncio.gather(generator.make_forever(), generator.expire_forever(), *connecting)
 
 
 async def run_grpc(generator: Generator) -> None:
@@ -292,7 +305,7 @@ async def run_grpc(generator: Generator) -> None:
     generator.wake = wake
     exports = [channel.unary_unary(TRACE_METHOD) for channel in channels]
     lanes = [lane(exports[index % len(exports)]) for index in range(plan.connections)]
-    await asyncio.gather(generator.make_forever(), *lanes)
+    await asyncio.gather(generator.make_forever(), generator.expire_forever(), *lanes)
 
 
 async def _call(generator: Generator, export: Callable[..., Any], job: Job) -> None:

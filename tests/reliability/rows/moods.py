@@ -7,7 +7,6 @@ well again and the queues drain, so that the books can be closed.
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
 from tests.e2e.service_process import wait_until
@@ -93,8 +92,8 @@ def run(trial: Trial) -> list[Figure]:
         exporter = {"retry_on_failure": patience, "timeout": "1s"}
         config = sections(hop, grpc=True, exporter=exporter)
         with running(trial.folder, config) as service:
-            load = load_on(service, rate=rate, spans=SMALL, agents=100_000)
-            with load:
+            with load_on(service, rate=rate, spans=SMALL, agents=100_000) as load:
+                load.ask(do="rate", value=0)
                 for case in cases(trial):
                     told[case.name] = _one(case, hop, service, load, seconds)
                 load.stop()
@@ -117,10 +116,11 @@ def _one(case: Case, hop: Hop, service: Service, load: Load, seconds: float) -> 
     before = {name: service.ledger(exporter) for name, exporter in EXPORTERS.items()}
     hop.ask(do="mood", transport="http", mood=case.http)
     hop.ask(do="mood", transport="grpc", mood=case.grpc)
+    load.ask(do="rate", value=load.plan.rate)
     for_a_while(seconds)
     hop.mood("ok")
     load.ask(do="rate", value=0)
-    time.sleep(0.1)
+    wait_until(lambda: load.ask(do="totals")["under_way"] == 0, "the clients", 60)
     said = []
     for name, exporter in EXPORTERS.items():
         settle(service, exporter, 120)
@@ -128,7 +128,6 @@ def _one(case: Case, hop: Hop, service: Service, load: Load, seconds: float) -> 
         now = service.ledger(exporter)
         gone = Ledger(*(after - start for after, start in zip(now, before[name], strict=True)))
         said.append(f"{name} {gone.accepted} = {gone.sent} sent + {gone.dropped} dropped")
-    load.ask(do="rate", value=load.plan.rate)
     return f"adds up: {'; '.join(said)}"
 
 
