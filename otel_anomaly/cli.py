@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_validate(commands)
     _add_replay(commands)
     _add_audit(commands)
+    _add_health(commands)
     return parser
 
 
@@ -120,7 +121,7 @@ def _add_run(commands: _Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    from otel_anomaly.service import run  # noqa: PLC0415 - kernels load after the config is right.
+    from otel_anomaly.running import run  # noqa: PLC0415 - kernels load after the config is right.
 
     return run(config)
 
@@ -240,3 +241,17 @@ def _audit_verify(arguments: argparse.Namespace) -> int:
     place = path if result.line is None else f"{path}:{result.line}"
     print(f"{place}: {result.message}")
     return NO
+
+
+def _add_health(commands: _Commands) -> None:
+    text = "asks the running service whether it is ready, for container health checks"
+    parser = _command(commands, "health", text, _health)
+    _add_configuration(parser)
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    from otel_anomaly.probe import ask  # noqa: PLC0415 - nobody else waits for an HTTP client.
+
+    answer = ask(load_config(arguments.config, arguments.overrides))
+    print(answer.text)
+    return OK if answer.ready else NO

@@ -110,6 +110,20 @@ class EpisodeBook:
         self._open.clear()
         return events
 
+    def settle(self, state: State) -> list[EpisodeEvent]:
+        """Find what is open in a state that was resized; end what has no record there any more."""
+        keys = state.episodes.rows["key"]
+        places = {int(keys[row]): int(row) for row in np.flatnonzero(keys)}
+        opened, self._open = self._open, {}
+        events: list[EpisodeEvent] = []
+        for (detector, _), episode in opened.items():
+            key = (detector, places.get(episode.key, 0))
+            if episode.is_of(_record(state, key)):
+                self._open[key] = episode
+            else:
+                events.append(_ended(episode.told))
+        return events
+
     def _end(self, key: Key, record: np.void) -> Iterable[EpisodeEvent]:
         opened = self._open.pop(key, None)
         if opened is not None:

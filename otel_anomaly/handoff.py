@@ -34,11 +34,19 @@ class Outcome(enum.Enum):
     """The process is near its memory limit. The client retries."""
     STOPPING = "stopping"
     """The service is shutting down. The client retries, elsewhere or later."""
+    UNAVAILABLE = "unavailable"
+    """Taken in, but what was promised did not come about: the disk failed, or with `ack: sent` an
+    exporter did not deliver in time. The client retries."""
+    REJECTED = "rejected"
+    """With `ack: sent`: a next hop refused it for good. Permanent."""
 
     @property
     def retryable(self) -> bool:
         """Whether the same request can be accepted later."""
-        return self in {Outcome.QUEUE_FULL, Outcome.MEMORY, Outcome.STOPPING}
+        return self in _RETRYABLE
+
+
+_RETRYABLE = frozenset({Outcome.QUEUE_FULL, Outcome.MEMORY, Outcome.STOPPING, Outcome.UNAVAILABLE})
 
 
 class Batch(NamedTuple):
@@ -61,6 +69,11 @@ class Reply(NamedTuple):
     """For the client: what is wrong and where. Never part of the data."""
     retry_after_s: float = 0.0
     """When a retry may succeed, seconds; 0 when `outcome` is not retryable."""
+    rejected: int = 0
+    """Items that a next hop did not keep; only with ACCEPTED, and only known with `ack: sent`."""
+    pending: Awaitable[Reply] | None = None
+    """The answer is still to come: this is what to tell the client when it has. Waiting for it may
+    be given up at any time; the batch goes its way."""
 
 
 class Payload(NamedTuple):

@@ -29,6 +29,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PREFIX = "otel_anomaly"
 TRANSPORTS = ("grpc", "http")
+RELOAD_RESULTS = ("applied", "unchanged", "refused")
 DROP_REASONS = (
     "queue_full",
     "rejected",
@@ -141,6 +142,23 @@ class Telemetry:
         )
         self.episodes_open = self._gauge("episodes_open", "Episodes that have not ended.")
         self.ready = self._gauge("ready", "1 when the doors are open.")
+        self.config_reloads = self._counter(
+            "config_reloads", "Times that the configuration was read again.", "result"
+        )
+        self.config_reload_ok = self._gauge(
+            "config_reload_ok", "0 when the configuration read last was refused."
+        )
+        self.config_loaded = self._gauge(
+            "config_loaded_timestamp_seconds", "When the running configuration was taken over."
+        )
+        self.memory_limit = self._gauge(
+            "memory_limit_bytes", "Above this, requests are refused; 0: no limit."
+        )
+        self.memory_used = self._gauge("memory_used_bytes", "What is held against the limit.")
+        self.config_reload_ok.set(1)
+        # Accepted spans that were there before an exporter was, or came while it was not.
+        self._missed: dict[str, int] = {}
+        self._away_since: dict[str, int] = {}
         self._start_at_zero(exporters, sinks)
 
     def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:
@@ -169,7 +187,29 @@ class Telemetry:
                     for sample in family.samples
                     if exporter in {None, sample.labels.get("exporter", exporter)}
                 )
+        if exporter is not None:
+            totals["accepted"] = self._away_since.get(exporter, totals["accepted"])
+            totals["accepted"] -= self._missed.get(exporter, 0)
         return Ledger(**totals)
+
+    def exporter_joins(self, exporter: str) -> None:
+        """An exporter that the configuration names from now on: what was before is not its."""
+        accepted = self._accepted()
+        known = exporter in self._missed
+        away_since = self._away_since.pop(exporter, accepted if known else 0)
+        self._missed[exporter] = self._missed.get(exporter, 0) + accepted - away_since
+        self._exporter_at_zero(exporter)
+
+    def exporter_leaves(self, exporter: str) -> None:
+        """An exporter that gets nothing more from now on."""
+        self._away_since[exporter] = self._accepted()
+
+    def _accepted(self) -> int:
+        return sum(
+            int(sample.value)
+            for family in self.accepted_spans.collect()
+            for sample in family.samples
+        )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"{PREFIX}_{name}", text, labels, registry=self.registry)
@@ -186,19 +226,25 @@ class Telemetry:
                 for signal in Signal:
                     self.requests.labels(transport, signal.value, outcome.value)
         for exporter in exporters:
-            for metric in (self.sent_spans, self.failed_spans, self.rejected_spans):
-                metric.labels(exporter)
-            for gauge in (self.held_spans, self.queue_size, self.queue_capacity):
-                gauge.labels(exporter)
-            for signal in Signal:
-                self.sent_requests.labels(exporter, signal.value)
-            for reason in DROP_REASONS:
-                self.dropped_spans.labels(exporter, reason)
-                for signal in Signal:
-                    self.dropped_requests.labels(exporter, signal.value, reason)
+            self._missed[exporter] = 0
+            self._exporter_at_zero(exporter)
         for sink in sinks:
             self.sink_records.labels(sink)
             self.sink_dropped.labels(sink)
+        for result in RELOAD_RESULTS:
+            self.config_reloads.labels(result)
+
+    def _exporter_at_zero(self, exporter: str) -> None:
+        for metric in (self.sent_spans, self.failed_spans, self.rejected_spans):
+            metric.labels(exporter)
+        for gauge in (self.held_spans, self.queue_size, self.queue_capacity):
+            gauge.labels(exporter)
+        for signal in Signal:
+            self.sent_requests.labels(exporter, signal.value)
+        for reason in DROP_REASONS:
+            self.dropped_spans.labels(exporter, reason)
+            for signal in Signal:
+                self.dropped_requests.labels(exporter, signal.value, reason)
 
 
 class _JudgeCollector:

@@ -42,7 +42,7 @@ def test_run_starts_the_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     Guarantees: the service gets their configuration; its exit code is ours.
     """
     started = []
-    stand_in(monkeypatch, "otel_anomaly.service", "run", lambda config: started.append(config) or 3)
+    stand_in(monkeypatch, "otel_anomaly.running", "run", lambda config: started.append(config) or 3)
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text("detectors: {rate: {warn: 7}}")
     two.write_text("audit: {enabled: false}")
@@ -60,7 +60,7 @@ def test_run_without_a_file_runs_on_defaults(monkeypatch: pytest.MonkeyPatch) ->
     Guarantees: the service gets the defaults, with OTEL_ANOMALY_DATA as their place for files.
     """
     started = []
-    stand_in(monkeypatch, "otel_anomaly.service", "run", lambda config: started.append(config) or 0)
+    stand_in(monkeypatch, "otel_anomaly.running", "run", lambda config: started.append(config) or 0)
     monkeypatch.setenv("OTEL_ANOMALY_DATA", "/some/where")
     assert cli.main(["run"]) == 0
     assert started[0].storage.directory == "/some/where"
@@ -73,7 +73,7 @@ def test_run_refuses_a_wrong_configuration(
     Scenario: `run` with a wrong value, then a missing file.
     Guarantees: exit 2 and the reason on standard error; the service is not even imported.
     """
-    monkeypatch.setitem(sys.modules, "otel_anomaly.service", None)
+    monkeypatch.setitem(sys.modules, "otel_anomaly.running", None)
     assert cli.main(["run", "--set", "detectors.rate.warn=x"]) == 2
     assert cli.main(["run", "--config", "/no/such.yaml"]) == 2
     printed = capsys.readouterr()
@@ -322,7 +322,7 @@ def test_ctrl_c_is_quiet(
     def interrupted(_) -> int:
         raise KeyboardInterrupt
 
-    stand_in(monkeypatch, "otel_anomaly.service", "run", interrupted)
+    stand_in(monkeypatch, "otel_anomaly.running", "run", interrupted)
     assert cli.main(["run"]) == 130
     assert capsys.readouterr() == ("", "")
 

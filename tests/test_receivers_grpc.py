@@ -113,6 +113,7 @@ def test_refusals_of_the_processor(outcome: Outcome) -> None:
     expected = {
         Outcome.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
         Outcome.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        Outcome.REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
     }.get(outcome, grpc.StatusCode.UNAVAILABLE)
 
     async def scenario() -> None:

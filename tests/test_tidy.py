@@ -48,8 +48,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": CORE - {"handoff"} | STEPS,
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
+    "resizing": CORE - {"handoff"},
+    "refitting": CORE - {"handoff"},
+    "rules": CORE - {"handoff"} | {"plans", "verdict"},
     "processor": CORE
-    | {"telemetry", "plans", "gathering", "looking", "judge", "verdict", "workspace"},
+    | {"resizing", "refitting", "telemetry", "rules", "gathering", "looking", "judge", "verdict"}
+    | {"workspace"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
@@ -60,10 +64,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explanation": CORE | {"processor", "report", "why_not"},
     "replay": CORE | {"telemetry", "processor", "recordings", "report", "explanation"},
     "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation", "gathering"},
+    "doors": EDGE | {"receivers"},
+    "telling": EDGE | {"sinks"},
     "service": CORE
     | EDGE
-    | {"processor", "report", "episodes", "warm", "receivers", "exporters", "sinks"},
-    "cli": {"handoff", "config", "sinks", "replay", "service"},
+    | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"},
+    "running": {"config", "kernels", "service"},
+    "probe": {"config"},
+    "cli": {"handoff", "config", "sinks", "replay", "running", "probe"},
     "__main__": {"cli"},
 }
 
@@ -72,7 +80,7 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not"},
+    | {"why_not", "resizing", "refitting", "rules"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
@@ -82,15 +90,18 @@ MAY_USE: dict[str, set[str]] = {
     "grpc": {"receivers", "exporters"},
     "grpc_health": {"receivers"},
     "aiohttp": {"receivers", "exporters"},
+    "backports": {"receivers", "exporters"},  # backports.zstd
+    "compression": {"receivers", "exporters"},  # The same in Python 3.14.
     "google": {"otlp", "receivers", "exporters"},
     "opentelemetry": {"otlp", "receivers", "exporters"},
     "rfc8785": {"sinks"},
-    "uvloop": {"service"},
+    "uvloop": {"running"},
 }
 
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a
 # door, a recorded file, the fuzzer and the benchmark.
 PURE = {"otlp", "entities", "detectors", "scoring", "state", "plans", "judge"} | STEPS
+PURE |= {"refitting", "rules"}
 OUTSIDE_WORLD = {
     "asyncio",
     "logging",

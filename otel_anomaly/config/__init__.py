@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, signal_paths
+from otel_anomaly.config.conflicts import audit_path, queue_directory, signal_paths
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -39,7 +39,7 @@ from otel_anomaly.config.exporters import (
     TlsClientConfig,
 )
 from otel_anomaly.config.identity import EntityLimits, IdentityConfig
-from otel_anomaly.config.loading import load_config
+from otel_anomaly.config.loading import config_hash, load_config
 from otel_anomaly.config.models import (
     AlertsConfig,
     AnnotateConfig,
@@ -53,7 +53,6 @@ from otel_anomaly.config.models import (
     PolicyConfig,
     ProtocolsConfig,
     ReceiversConfig,
-    ServiceConfig,
     StorageConfig,
     TelemetryConfig,
 )
@@ -69,7 +68,10 @@ from otel_anomaly.config.quantities import (
     Endpoint,
     Size,
 )
+from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
+from otel_anomaly.config.service import MemoryConfig, ServiceConfig
+from otel_anomaly.config.source import Source
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
 
@@ -109,6 +111,7 @@ __all__ = [
     "IdentitySpoofingConfig",
     "LearningConfig",
     "LoopConfig",
+    "MemoryConfig",
     "MetricsConfig",
     "NewDestinationConfig",
     "NoveltyConfig",
@@ -123,19 +126,23 @@ __all__ = [
     "RateConfig",
     "RateShiftConfig",
     "ReceiversConfig",
+    "RedactConfig",
     "RetryConfig",
     "RiskConfig",
     "RiskWeights",
     "Section",
     "ServiceConfig",
     "Size",
+    "Source",
     "StorageConfig",
     "TelemetryConfig",
     "TlsClientConfig",
     "UnknownConnectionConfig",
     "audit_path",
+    "config_hash",
     "effective_detectors",
     "load_config",
+    "queue_directory",
     "signal_paths",
     "summary",
 ]

@@ -9,6 +9,7 @@ later files name. `--set exporters.debug={}` names one key inside and only adds.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,11 @@ def load_config(
         return Config.model_validate(merged.data)
     except ValidationError as error:
         raise ConfigError("\n".join(problems(error, merged))) from None
+
+
+def config_hash(config: Config) -> str:
+    """Names a configuration in audit records: SHA-256 of all keys and values."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 
 
 def read_file(path: Path, environ: Mapping[str, str]) -> Layer:

@@ -27,7 +27,9 @@ from otel_anomaly.config.quantities import (
     Ratio,
     Size,
 )
+from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
+from otel_anomaly.config.service import ServiceConfig
 
 
 class GrpcReceiverConfig(Section):
@@ -169,13 +171,6 @@ class StorageConfig(Section):
     """Made with owner-only permission when missing. OTEL_ANOMALY_DATA sets the default."""
 
 
-class ServiceConfig(Section):
-    """Life cycle."""
-
-    drain_timeout: Duration = 20 * SECOND_NS
-    """After SIGTERM, the longest time to deliver what is held."""
-
-
 def _default_exporters() -> dict[str, AnyExporterConfig]:
     return {"file": FileExporterConfig()}
 
@@ -189,13 +184,26 @@ class Config(Section):
     detectors: DetectorsConfig = DetectorsConfig()
     policy: PolicyConfig = PolicyConfig()
     annotate: AnnotateConfig = AnnotateConfig()
+    redact: RedactConfig = RedactConfig()
     exporters: dict[str, AnyExporterConfig] = Field(default_factory=_default_exporters)
     """Every exporter gets everything. Key: type, or `type/name` for several of one type."""
+    ack: Literal["queued", "sent"] = "queued"
+    """When a client hears OK. `queued`: a required exporter's queue has it, on disk where the queue
+    is. `sent`: every required exporter has delivered it; the worst result is the client's."""
+    ack_timeout: Annotated[Duration, Field(gt=0, le=600 * SECOND_NS)] = 8 * SECOND_NS
+    """With `ack: sent`, after so long the client hears that it must send again; what it sent stays
+    queued. Best below the clients' own deadline: 10s in most SDKs."""
     audit: AuditConfig = AuditConfig()
     alerts: AlertsConfig = AlertsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     storage: StorageConfig = StorageConfig()
     service: ServiceConfig = ServiceConfig()
+
+    @property
+    def answers_late(self) -> bool:
+        """Whether a client's answer can be open when its request is handed on."""
+        queues = (part.sending_queue for part in self.exporters.values() if part.required)
+        return self.ack == "sent" or any(queue.storage == "disk" for queue in queues)
 
     @field_validator("exporters", mode="before")
     @classmethod

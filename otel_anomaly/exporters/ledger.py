@@ -57,9 +57,25 @@ class Ledger:
         """An attempt failed; the data is still held."""
         self._failed_spans.inc(spans)
 
-    def sent(self, parts: Sequence[Payload], spans: int, rejected: int) -> None:
-        """The next hop took over `parts`, of one signal, and says it left out `rejected`."""
+    def sent(
+        self,
+        parts: Sequence[Payload],
+        spans: int,
+        rejected: int,
+        losses: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        """The next hop took over `parts`, of one signal, and says it left out `rejected`.
+
+        `losses`, reason and items, never went to it: pieces of a request that was cut.
+        """
         self._release(spans)
+        if losses and parts[0].signal is not Signal.TRACES:
+            self.refused(parts, 0, losses[0][0])  # Counted by request: not all of it is there.
+            return
+        for reason, items in losses:
+            lost = min(items, spans)
+            self._dropped_spans.labels(self._exporter, reason).inc(lost)
+            spans -= lost
         self._sent_spans.inc(spans)
         self._sent_requests[parts[0].signal].inc(len(parts))
         # The number comes from outside and may be anything.

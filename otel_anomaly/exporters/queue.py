@@ -28,7 +28,7 @@ from otel_anomaly.config import SECOND_NS
 from otel_anomaly.exporters.contract import Kind, SendResult, rejected
 from otel_anomaly.exporters.ledger import Ledger, Notices, spans_in
 from otel_anomaly.exporters.retry import Backoff, RetryPolicy
-from otel_anomaly.handoff import Outcome, Signal
+from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -272,8 +272,10 @@ class SendQueue:
             return rejected(type(error).__name__)
 
     def _sent(self, group: Group, result: SendResult) -> None:
-        self.ledger.sent(group.parts, group.spans, result.rejected)
+        self.ledger.sent(group.parts, group.spans, result.rejected, result.losses)
         self._notices.works()
+        for reason, items in result.losses:
+            self._notices.lost(reason, f"{items} items, in pieces", self._loop.time())
         if result.rejected or result.message:
             text = f"{result.rejected} not kept by the next hop: {result.message}"
             self._notices.lost("partial success", text, self._loop.time())
@@ -298,67 +300,3 @@ class SendQueue:
     def _leave(self, group: Group) -> None:
         self._rate.add(group.charge, self._loop.time())
         self.free(group.charge)
-
-
-class Fanout:
-    """All queues as one: what the processor and the service see."""
-
-    def __init__(self, queues: Sequence[SendQueue]) -> None:
-        self._queues = tuple(queues)
-        self._required = tuple(queue for queue in queues if queue.required)
-        self._optional = tuple(queue for queue in queues if not queue.required)
-        self._bytes_max = min((queue.capacity for queue in self._required), default=math.inf)
-        self._stopping = False
-
-    async def start(self) -> None:
-        """Start all, or none."""
-        started: list[SendQueue] = []
-        try:
-            for queue in self._queues:
-                await queue.start()
-                started.append(queue)
-        except BaseException:
-            await asyncio.gather(*(queue.stop(0) for queue in started))
-            raise
-
-    def reserve(self, bytes_needed: int) -> Outcome:
-        """Set room aside in every required queue, or in none, and say why not."""
-        if self._stopping:
-            return Outcome.STOPPING
-        charge = charge_of(bytes_needed)
-        if charge > self._bytes_max:
-            return Outcome.TOO_LARGE  # No drain will ever make room for it.
-        for queue in self._required:
-            if queue.used + charge > queue.capacity:
-                return Outcome.QUEUE_FULL
-        for queue in self._required:
-            queue.used += charge
-        return Outcome.ACCEPTED
-
-    def commit(self, payload: Payload, bytes_reserved: int) -> None:
-        """Fill a reservation. Cannot fail: that is what the reservation was for."""
-        size = len(payload.body)
-        assert size <= bytes_reserved
-        charge = charge_of(size)
-        spare = charge_of(bytes_reserved) - charge
-        for queue in self._required:
-            queue.free(spare)
-            queue.put(payload, charge)
-        for queue in self._optional:
-            queue.offer(payload, charge)
-
-    def release(self, bytes_reserved: int) -> None:
-        """Give a reservation back unused."""
-        for queue in self._required:
-            queue.free(charge_of(bytes_reserved))
-
-    def retry_after_s(self) -> float:
-        """When a refused client may succeed, seconds, from 1 to 30."""
-        waits = (queue.retry_after_s() for queue in self._required)
-        return max(waits, default=RETRY_AFTER_S_MIN)
-
-    async def stop(self, drain_timeout_s: float) -> dict[str, int]:
-        """Refuse what comes, deliver what is held. Returns spans dropped, by exporter."""
-        self._stopping = True
-        dropped = await asyncio.gather(*(queue.stop(drain_timeout_s) for queue in self._queues))
-        return {queue.name: spans for queue, spans in zip(self._queues, dropped, strict=True)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from otel_anomaly.config import (
     FileExporterConfig,
@@ -12,10 +12,12 @@ from otel_anomaly.config import (
     signal_paths,
 )
 from otel_anomaly.exporters.debug import DebugExporter
+from otel_anomaly.exporters.fanout import Fanout
 from otel_anomaly.exporters.file import FileExporter
 from otel_anomaly.exporters.grpc import GrpcExporter
 from otel_anomaly.exporters.http import HttpExporter
-from otel_anomaly.exporters.queue import Fanout, SendQueue
+from otel_anomaly.exporters.queue import SendQueue
+from otel_anomaly.exporters.splitting import Splitting
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from otel_anomaly.exporters.contract import Exporter
     from otel_anomaly.handoff import Clock
     from otel_anomaly.telemetry import Telemetry
+
+JSON_GROWTH: Final = 4
+"""How much longer JSON may be than protobuf, for where to cut: twice is usual. What grows more is
+measured when it is written, and dropped as too large."""
 
 
 def build(
@@ -60,9 +66,10 @@ def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: 
             paths = signal_paths(config, section)
             return FileExporter(section, {signal: paths[signal.value] for signal in Signal})
         case OtlpGrpcExporterConfig():
-            return GrpcExporter(section)
+            return Splitting(GrpcExporter(section), section.max_request_size)
         case OtlpHttpExporterConfig():
-            return HttpExporter(section, clock)
+            share = JSON_GROWTH if section.encoding == "json" else 1
+            return Splitting(HttpExporter(section, clock), section.max_request_size // share)
         case _:
             detailed = section.verbosity == "detailed"
             return DebugExporter(stream, detailed=detailed, prefix=config.annotate.prefix)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import hdrs
 
 from otel_anomaly.handoff import Outcome, Reply
+from otel_anomaly.receivers.zstd import inflate_zstd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,14 +40,16 @@ CHUNKS_MAX: Final = 256
 """Received chunks kept apart. A bytes object of one byte weighs 34, so more are merged."""
 
 GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
+ZSTD: Final = -1
 CODINGS: Final = {
     "identity": 0,
     "none": 0,
     "gzip": GZIP_WBITS,
     "x-gzip": GZIP_WBITS,
     "deflate": zlib.MAX_WBITS,
+    "zstd": ZSTD,
 }
-"""Content-Encoding -> zlib's window bits; 0 is not compressed."""
+"""Content-Encoding -> zlib's window bits; 0 is not compressed, ZSTD is not zlib's."""
 
 
 class Refused(Exception):
@@ -164,7 +167,8 @@ class BodyReader:
         return b"".join((merged, *chunks)) if merged else b"".join(chunks)
 
     async def _inflate(self, wire: bytes, wbits: int) -> bytes:
-        pieces, held, source = list[bytes](), 0, inflate(wire, wbits)
+        source = inflate_zstd(wire, PIECE_BYTES) if wbits == ZSTD else inflate(wire, wbits)
+        pieces, held = list[bytes](), 0
         try:
             piece = next(source, None)
             while piece is not None:
@@ -207,7 +211,8 @@ def _wbits(coding: str) -> int:
     wbits = CODINGS.get(coding.strip().lower())
     if wbits is None:
         raise malformed(
-            "Content-Encoding must be gzip, deflate or identity", HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+            "Content-Encoding must be gzip, zstd, deflate or identity",
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )
     return wbits
 

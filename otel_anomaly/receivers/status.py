@@ -26,6 +26,8 @@ GRPC_STATUS: Final[Mapping[Outcome, grpc.StatusCode]] = {
     Outcome.QUEUE_FULL: grpc.StatusCode.UNAVAILABLE,
     Outcome.MEMORY: grpc.StatusCode.UNAVAILABLE,
     Outcome.STOPPING: grpc.StatusCode.UNAVAILABLE,
+    Outcome.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Outcome.REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
 }
 HTTP_STATUS: Final[Mapping[Outcome, HTTPStatus]] = {
     Outcome.ACCEPTED: HTTPStatus.OK,
@@ -34,6 +36,8 @@ HTTP_STATUS: Final[Mapping[Outcome, HTTPStatus]] = {
     Outcome.QUEUE_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
     Outcome.MEMORY: HTTPStatus.SERVICE_UNAVAILABLE,
     Outcome.STOPPING: HTTPStatus.SERVICE_UNAVAILABLE,
+    Outcome.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    Outcome.REJECTED: HTTPStatus.BAD_REQUEST,
 }
 # The code inside a Status body for refusals that HTTP has a number for and OTLP has no outcome.
 HTTP_ONLY_CODES: Final[Mapping[HTTPStatus, int]] = {

@@ -85,10 +85,18 @@ def merged(first: Section, second: Section) -> Section:
 class ServiceProcess:
     """`otel-anomaly run` in a folder of its own. `wait_ready` before use, `stop` after."""
 
-    def __init__(self, folder: Path, sections: Section | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sections: Section | None = None,
+        launcher: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
+        """`launcher` stands before the command: a program that starts another."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.data = folder, folder / "data"
         self.grpc_port, self.http_port, self.metrics_port = free_ports(3)
+        self._launcher = launcher
         self._config, self._environment = folder / "config.yaml", environment
         # JSON is YAML too.
         self._config.write_text(json.dumps(merged(self._own_sections(), sections or {}), indent=1))
@@ -98,7 +106,7 @@ class ServiceProcess:
         """Start the process, or start it again after its end: same ports, same data."""
         with self._stream("out").open("wb") as out, self._stream("err").open("wb") as err:
             self._process = subprocess.Popen(
-                [*COMMAND, "run", "--config", str(self._config)],
+                [*self._launcher, *COMMAND, "run", "--config", str(self._config)],
                 cwd=ROOT,
                 env=clean_environment(OTEL_ANOMALY_DATA=str(self.data), **self._environment),
                 stdin=subprocess.DEVNULL,
