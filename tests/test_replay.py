@@ -6,8 +6,8 @@ import gzip
 import io
 import itertools
 import json
-import re
 import random
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
