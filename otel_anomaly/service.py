@@ -222,6 +222,7 @@ class Service:
             for name, sink in (("audit", self._audit), ("console", self._console))
             if sink is not None and sink.problem
         }
+        problems |= {f"exporters.{name}": text for name, text in self._fanout.problems().items()}
         if not self.processor.healthy:
             problems["detection"] = "a batch went on without a verdict; see the log"
         return {
@@ -254,6 +255,7 @@ class Service:
         if self.grpc is not None:
             with contextlib.suppress(RuntimeError):
                 await self.grpc.set_serving(serving=False)
+        self._fanout.hurry()
         doors = [door for door in (self.grpc, self.http) if door is not None]
         await asyncio.gather(*(door.stop(DOOR_GRACE_S) for door in doors))
         self._stopping = True

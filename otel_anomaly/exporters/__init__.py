@@ -7,7 +7,8 @@ house sees.
 from __future__ import annotations
 
 from otel_anomaly.exporters.contract import Exporter, Kind, SendResult
-from otel_anomaly.exporters.queue import Fanout, SendQueue
+from otel_anomaly.exporters.fanout import Fanout
+from otel_anomaly.exporters.queue import SendQueue
 from otel_anomaly.exporters.registry import build
 
 __all__ = ["Exporter", "Fanout", "Kind", "SendQueue", "SendResult", "build"]

@@ -1,9 +1,10 @@
 """What an exporter took over and what became of it: counters that add up, words in the log.
 
-    taken over = sent + dropped + held
+    taken over + recovered = sent + dropped + held
 
-holds after every call of every method here, for spans and for requests. An attempt that failed
-stands outside the sum: what it carried is still held.
+holds after every call of every method here, for spans and for requests. `recovered` is what a disk
+queue found at its start. An attempt that failed stands outside the sum: what it carried is still
+held.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from otel_anomaly.handoff import Payload
     from otel_anomaly.telemetry import Telemetry
@@ -42,6 +43,8 @@ class Ledger:
         self._sent_spans = telemetry.sent_spans.labels(exporter)
         self._failed_spans = telemetry.failed_spans.labels(exporter)
         self._rejected_spans = telemetry.rejected_spans.labels(exporter)
+        self._recovered_spans = telemetry.recovered_spans.labels(exporter)
+        self._doubtful_spans = telemetry.doubtful_spans.labels(exporter)
         self._sent_requests = {
             signal: telemetry.sent_requests.labels(exporter, signal.value) for signal in Signal
         }
@@ -53,28 +56,33 @@ class Ledger:
         if payload.signal is Signal.TRACES:
             self.held_spans += payload.items
 
+    def recovered(self, spans: int, doubtful: int = 0) -> None:
+        """So many spans lie on disk from an earlier run; `doubtful` of them were tried."""
+        self.held_spans += spans
+        self._recovered_spans.inc(spans)
+        self._doubtful_spans.inc(doubtful)
+
     def failed(self, spans: int) -> None:
         """An attempt failed; the data is still held."""
         self._failed_spans.inc(spans)
 
-    def sent(self, parts: Sequence[Payload], spans: int, rejected: int) -> None:
-        """The next hop took over `parts`, of one signal, and says it left out `rejected`."""
+    def sent(self, signal: Signal, requests: int, spans: int, rejected: int) -> None:
+        """The next hop took over some requests, and says it left out `rejected` spans."""
         self._release(spans)
         self._sent_spans.inc(spans)
-        self._sent_requests[parts[0].signal].inc(len(parts))
+        self._sent_requests[signal].inc(requests)
         # The number comes from outside and may be anything.
         self._rejected_spans.inc(min(max(rejected, 0), spans))
 
-    def dropped(self, parts: Sequence[Payload], spans: int, reason: str) -> None:
-        """Held `parts`, of one signal, were given up for good."""
+    def dropped(self, signal: Signal, requests: int, spans: int, reason: str) -> None:
+        """Held requests were given up for good."""
         self._release(spans)
-        self.refused(parts, spans, reason)
+        self.refused(signal, requests, spans, reason)
 
-    def refused(self, parts: Sequence[Payload], spans: int, reason: str) -> None:
-        """`parts` were given up before they were held: an optional exporter had no room."""
-        signal = parts[0].signal.value
+    def refused(self, signal: Signal, requests: int, spans: int, reason: str) -> None:
+        """Requests were given up before they were held: an optional exporter had no room."""
         self._dropped_spans.labels(self._exporter, reason).inc(spans)
-        self._dropped_requests.labels(self._exporter, signal, reason).inc(len(parts))
+        self._dropped_requests.labels(self._exporter, signal.value, reason).inc(requests)
 
     def _release(self, spans: int) -> None:
         assert self.held_spans >= spans, "nothing leaves that was not taken over"

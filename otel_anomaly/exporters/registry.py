@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from typing import TYPE_CHECKING, TextIO
 
@@ -9,13 +10,18 @@ from otel_anomaly.config import (
     FileExporterConfig,
     OtlpGrpcExporterConfig,
     OtlpHttpExporterConfig,
+    queue_directory,
     signal_paths,
 )
 from otel_anomaly.exporters.debug import DebugExporter
+from otel_anomaly.exporters.disk_files import RealFiles
+from otel_anomaly.exporters.disk_queue import DiskQueue, ThreadWorker
+from otel_anomaly.exporters.disk_store import DiskStore
+from otel_anomaly.exporters.fanout import Fanout
 from otel_anomaly.exporters.file import FileExporter
 from otel_anomaly.exporters.grpc import GrpcExporter
 from otel_anomaly.exporters.http import HttpExporter
-from otel_anomaly.exporters.queue import Fanout, SendQueue
+from otel_anomaly.exporters.queue import SendQueue
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
@@ -50,8 +56,24 @@ def build(
             exporter = _exporter(section, config, clock, debug_stream)
         except ValueError as error:
             raise ValueError(f"exporters.{name}: {error}") from error
-        queues.append(SendQueue(name, exporter, section, telemetry, rng.random))
-    return Fanout(queues)
+        queues.append(_queue(name, exporter, config, telemetry, rng))
+    return Fanout(queues, config.ack, config.ack_timeout)
+
+
+def _queue(
+    name: str, exporter: Exporter, config: Config, telemetry: Telemetry, rng: random.Random
+) -> SendQueue:
+    section = config.exporters[name]
+    if section.sending_queue.storage == "memory":
+        return SendQueue(name, exporter, section, telemetry, rng.random)
+    store = DiskStore(
+        RealFiles(queue_directory(config, name)),
+        size=section.sending_queue.disk_size,
+        fsync=section.sending_queue.fsync,
+        key=lambda: secrets.randbits(64),
+    )
+    worker = ThreadWorker(name)
+    return DiskQueue(name, exporter, section, telemetry, rng.random, store=store, worker=worker)
 
 
 def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: TextIO) -> Exporter:

@@ -99,9 +99,13 @@ class AuditSink:
         self._write([LifeCycle("service.start", self._clock.now_ns(), reason)])
         self._records.inc()
 
-    def service_stopped(self, *, accepted: int, sent: int, held: int, dropped: int) -> None:
+    def service_stopped(
+        self, *, accepted: int, sent: int, held: int, dropped: int, recovered: int = 0
+    ) -> None:
         """Queue `service.stop` with the ledger, in spans. `close` comes next."""
         reason = f"accepted {accepted}, sent {sent}, held {held}, dropped {dropped}"
+        if recovered:
+            reason += f", recovered {recovered}"
         self._worker.put([LifeCycle("service.stop", self._clock.now_ns(), reason)], must=True)
 
     def close(self, timeout_s: float) -> bool:
