@@ -121,18 +121,20 @@ class Segment:
         self.reader.forget_window()
         return self.reader
 
-    def find_records(self) -> Book:
-        """Count the records one by one: the segment did not come to its end in order."""
-        file, done, done_spans = self.file(), 0, 0
+    def find_records(self, book: Book) -> None:
+        """Count the records one by one: the segment did not come to its end in order.
+
+        Those that the book calls done count even where they are gone: they always will be done.
+        """
+        file = self.file()
+        self.records, self.spans = book.done, book.done_spans
         reader = SegmentReader(file.read, self.head)
         for record in reader.records(file.size(), lambda _: True):
             assert record is not None, "all are wanted"
-            self.records += 1
-            self.spans += record.spans
-            if not self.is_wanted(record.number):
-                done, done_spans = done + 1, done_spans + record.spans
+            if self.is_wanted(record.number):
+                self.records += 1
+                self.spans += record.spans
         self.end = reader.sound_end
-        return Book(done, done_spans, 0, None)
 
     def finish(self, *, sync: bool) -> None:
         """Give back the room that was reserved, and sum the segment up."""

@@ -55,8 +55,8 @@ SEGMENTS_SHARE: Final = 16
 """A segment is at most this part of the disk size: room comes back a segment at a time."""
 BAD_FILES_MAX: Final = 8
 """Damaged segments kept for somebody to look at; the oldest go."""
-READ_FAILURES_MAX: Final = 3
-"""After so many failed reads the rest of a segment counts as lost."""
+READ_FAILURES_MAX: Final = 30
+"""After so many failed reads, a second apart, the rest of a segment counts as lost."""
 _NAME: Final = re.compile(r"([0-9a-f]{16})\.(seg|ack|bad)")
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -263,7 +263,7 @@ class DiskStore:
             self._count_unread(segment, -1, -record.spans)
             size += len(record.body) + RECORD_HEAD_BYTES
             if size >= bytes_max:
-                return False
+                return not segment.unread
         return True
 
     def _give_up_reading(self, segment: Segment, error: OSError) -> bool:
@@ -328,7 +328,7 @@ class DiskStore:
             segment.records, segment.spans = book.summary
             segment.end = segment.file().size()
         else:
-            book = segment.find_records()
+            segment.find_records(book)
         segment.left = max(segment.records - book.done, 0)
         segment.charge = max(
             segment.end + 2 * MARK_BYTES * segment.records, CHARGE_BYTES_MIN * segment.records
