@@ -132,7 +132,9 @@ class DiskQueue(SendQueue):
         self._unwritten: deque[_Written] = deque()
         self._unwritten_charge = 0
         self._wanted = 0
-        """What was refused for want of room on a full disk."""
+        """What was refused last for want of room on a full disk."""
+        self._room_due = False
+        self._room_timer: asyncio.TimerHandle | None = None
         self._marks: list[tuple[int, Place, int]] = []
         self._fresh_charge = self._backlog_charge = 0
         self._spilled: dict[int, Answer] = {}
@@ -166,7 +168,7 @@ class DiskQueue(SendQueue):
             return False
         if self._store.is_full and waiting + charge > self._store.headroom:
             self._wanted = charge
-            self._wake.set()
+            self._ask_for_room()
             return False
         return True
 
@@ -208,7 +210,7 @@ class DiskQueue(SendQueue):
 
     def retry_after_s(self) -> float:
         """Seconds until there should be room again."""
-        if self._store.is_full and self._reserved + self._unwritten_charge >= self._store.headroom:
+        if self._store.is_full and self._wanted:
             return RETRY_AFTER_S_MAX
         return super().retry_after_s()
 
@@ -254,8 +256,9 @@ class DiskQueue(SendQueue):
         self._wake.set()
         if self._disk_task is not None:
             await self._disk_task
-        if self._sync_timer is not None:
-            self._sync_timer.cancel()
+        for timer in (self._sync_timer, self._room_timer):
+            if timer is not None:
+                timer.cancel()
         await self._worker.run(self._close_store)
         self._worker.close()
         await self._exporter.close()
@@ -281,7 +284,7 @@ class DiskQueue(SendQueue):
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._unwritten or self._marks or self._wanted:
+            if self._unwritten or self._marks or self._room_due:
                 await self._write()
             elif self._closed:
                 return
@@ -294,10 +297,10 @@ class DiskQueue(SendQueue):
 
     async def _write(self) -> None:
         """Write all that waits, and the marks."""
+        self._room_due = False
         batch, self._unwritten = list(self._unwritten), deque()
         marks, self._marks = self._marks, []
         need = self._reserved + self._unwritten_charge + self._wanted
-        self._wanted = 0
         done = await self._at_disk(self._write_round, batch, marks, need)
         for one, place in zip(batch, done.places, strict=False):
             self._is_written(one, place)
@@ -381,10 +384,21 @@ class DiskQueue(SendQueue):
         elif self._store.is_full:
             self.problem = "the disk of the queue is full"
         elif error is not None:
-            self.problem = ""
+            self.problem, self._wanted = "", 0
+        if self._store.is_full and self._room_timer is None and not self._closed:
+            self._room_timer = self._loop.call_later(SHUT_S, self._on_room_timer)
         if self._sync_s is not None and self._sync_timer is None and not self._closed:
             self._sync_timer = self._loop.call_later(self._sync_s, self._on_sync_timer)
         self._check_empty()
+
+    def _on_room_timer(self) -> None:
+        self._room_timer = None
+        self._ask_for_room()
+
+    def _ask_for_room(self) -> None:
+        """Look whether the disk is still full."""
+        self._room_due = True
+        self._wake.set()
 
     def _on_sync_timer(self) -> None:
         self._sync_timer = None

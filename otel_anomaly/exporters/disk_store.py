@@ -50,6 +50,8 @@ _LOG = logging.getLogger(__name__)
 
 AHEAD_BYTES_MAX: Final = 8 * MIB
 """Room reserved beyond what is asked for, so that asking is rare."""
+AHEAD_PARTS: Final = (1, 8, 64)
+"""Towards the end of the disk less is reserved ahead, before it counts as full."""
 SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX = 64 * KIB, 64 * MIB
 SEGMENTS_SHARE: Final = 16
 """A segment is at most this part of the disk size: room comes back a segment at a time."""
@@ -149,23 +151,31 @@ class DiskStore:
     # Writing.
 
     def prepare(self, size: int) -> None:
-        """See that `size` bytes can be written for sure, or let `is_full` say otherwise."""
+        """See that `size` bytes can be written for sure, and some more; else `is_full` says so."""
         if self._active is None:
             self._begin(size)
         active = self._active
-        if active is None or self.headroom >= size:
+        if active is None or (self.headroom >= size + self._ahead // 2 and not self.is_full):
             return
-        for more in (self._ahead, 0):
-            try:
-                active.file().reserve(active.end, size + more)
-            except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    raise
-                self.is_full = True
-            else:
-                active.reserved = active.end + size + more
+        self.is_full = True
+        for part in AHEAD_PARTS:
+            more = size + self._ahead // part
+            if self.headroom >= more or self._reserve(active, more):
                 self.is_full = False
                 return
+        if self.headroom < size:
+            self._reserve(active, size)
+
+    def _reserve(self, segment: Segment, size: int) -> bool:
+        """Whether the disk has so much room for what comes next."""
+        try:
+            segment.file().reserve(segment.end, size)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            return False
+        segment.reserved = segment.end + size
+        return True
 
     def append(self, batch: Sequence[tuple[Payload, bool]]) -> list[Place]:
         """Write the first requests of `batch`: as many as the segment takes, at least one.
