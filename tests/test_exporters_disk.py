@@ -224,7 +224,7 @@ def test_a_full_disk_refuses_at_the_door() -> None:
         assert 160 < count < 192
         assert set(outcomes[count:]) == {Outcome.QUEUE_FULL}
         assert rig.fanout.retry_after_s() == RETRY_AFTER_S_MAX
-        assert "full" in rig.fanout.problems()["next"]
+        assert "full" in rig.fanout.problems()["exporters.next"]
         assert rig.books.dropped() == 0
         disk.room = 1 << 40
         await asyncio.sleep(1)
@@ -256,7 +256,10 @@ def test_a_failing_disk(code: int) -> None:
         rig.fanout = fanout
         disk.fault = lambda call, _: OSError(code, "it fails") if call == "write" else None
         assert await rig.send(record(1, 20), items=2).outcome() is Outcome.UNAVAILABLE
-        assert "it fails" in fanout.problems()["next"] or "no room" in fanout.problems()["next"]
+        assert (
+            "it fails" in fanout.problems()["exporters.next"]
+            or "no room" in fanout.problems()["exporters.next"]
+        )
         assert await rig.send(record(2, 20)).outcome() is Outcome.QUEUE_FULL
         assert (rig.books.dropped("write_failed"), rig.books.held) == (2, 0)
         disk.fault = lambda _call, _name: None

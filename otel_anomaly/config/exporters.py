@@ -43,6 +43,10 @@ Headers = dict[
 """Sent with every request. Values are secrets: no message shows them."""
 
 
+MaxRequestSize = Annotated[Size, Field(ge=64 * KIB, le=GIB)]
+"""OTLP recommends that nobody sends, or takes, more than 64 MiB at once."""
+
+
 class RetryConfig(Section):
     """How a failed send is repeated. The Collector's names and meanings."""
 
@@ -164,23 +168,57 @@ class OtlpGrpcExporterConfig(ExporterConfig):
     """How requests are compressed."""
     timeout: Annotated[Duration, Field(gt=0)] = 5 * SECOND_NS
     """Deadline of one attempt."""
+    max_request_size: MaxRequestSize = 64 * MIB
+    """Larger requests are cut between spans, measured before compression; a span that is larger
+    alone is dropped and counted."""
     headers: Headers = Field(default_factory=dict)
     """Metadata sent with every request."""
 
 
 class OtlpHttpExporterConfig(ExporterConfig):
-    """Next hop over OTLP/HTTP, protobuf."""
+    """Next hop over OTLP/HTTP."""
 
     kind: Literal["otlp_http"] = Field(default="otlp_http", exclude=True, repr=False)
-    endpoint: Url
+    endpoint: Url | None = None
     """Base URL; `/v1/traces`, `/v1/metrics` and `/v1/logs` are appended."""
+    traces_endpoint: Url | None = None
+    """URL for traces, used as it is."""
+    metrics_endpoint: Url | None = None
+    """URL for metrics, used as it is."""
+    logs_endpoint: Url | None = None
+    """URL for logs, used as it is. A signal without any URL is dropped and counted."""
+    encoding: Literal["proto", "json"] = "proto"
+    """What requests are written in."""
     tls: TlsClientConfig = TlsClientConfig()
-    compression: Literal["gzip", "none"] = "gzip"
+    compression: Literal["gzip", "zstd", "none"] = "gzip"
     """How requests are compressed."""
     timeout: Annotated[Duration, Field(gt=0)] = 30 * SECOND_NS
     """Deadline of one attempt."""
+    max_request_size: MaxRequestSize = 64 * MIB
+    """Larger requests are cut between spans, measured before compression; a span that is larger
+    alone is dropped and counted."""
     headers: Headers = Field(default_factory=dict)
     """Headers sent with every request."""
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Self:
+        if not self.endpoints():
+            raise conflict("is required, or one of its forms for a signal", "endpoint")
+        return self
+
+    def endpoints(self) -> dict[str, str]:
+        """Signal -> URL. A signal that has none is not in it."""
+        urls = {} if self.endpoint is None else _signal_urls(self.endpoint)
+        own = {
+            "traces": self.traces_endpoint,
+            "metrics": self.metrics_endpoint,
+            "logs": self.logs_endpoint,
+        }
+        return urls | {signal: url for signal, url in own.items() if url is not None}
+
+
+def _signal_urls(base: str) -> dict[str, str]:
+    return {signal: f"{base.rstrip('/')}/v1/{signal}" for signal in ("traces", "metrics", "logs")}
 
 
 class DebugExporterConfig(ExporterConfig):

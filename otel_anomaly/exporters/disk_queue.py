@@ -120,13 +120,7 @@ class DiskQueue(SendQueue):
         worker: Worker,
     ) -> None:
         super().__init__(name, exporter, config, telemetry, chance)
-        queue = config.sending_queue
-        self.capacity = queue.disk_size
-        telemetry.queue_capacity.labels(name).set(self.capacity)
         self._bad_segments = telemetry.bad_segments.labels(name)
-        self._memory_max = queue.queue_size
-        self._load_bytes = min(LOAD_BYTES_MAX, self._memory_max // 8)
-        self._sync_s = None if queue.fsync == "never" else queue.fsync_interval / SECOND_NS
         self._store, self._worker = store, worker
         self._reserved = 0
         self._unwritten: deque[_Written] = deque()
@@ -147,6 +141,15 @@ class DiskQueue(SendQueue):
         self._bad_told = 0
         self._wake = asyncio.Event()
         self._disk_task: asyncio.Task[None] | None = None
+
+    def _take_limits(self, config: ExporterConfig) -> None:
+        super()._take_limits(config)
+        queue = config.sending_queue
+        self.capacity = queue.disk_size
+        self._capacity_told.set(self.capacity)
+        self._memory_max = queue.queue_size
+        self._load_bytes = min(LOAD_BYTES_MAX, self._memory_max // 8)
+        self._sync_s = None if queue.fsync == "never" else queue.fsync_interval / SECOND_NS
 
     # The door.
 
@@ -262,6 +265,7 @@ class DiskQueue(SendQueue):
         await self._worker.run(self._close_store)
         self._worker.close()
         await self._exporter.close()
+        self.ledger.stays()
         if self._open:
             text = "exporter %s: %d requests with %d spans stay on disk"
             _LOG.warning(text, self.name, self._open, self.ledger.held_spans)

@@ -15,6 +15,7 @@ exporter.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Final
 
 from otel_anomaly.config import SECOND_NS
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
     from otel_anomaly.exporters.queue import SendQueue
     from otel_anomaly.handoff import Payload
 
+_LOG = logging.getLogger(__name__)
+
 WAITING_MAX: Final = 10_000
 """Clients that wait for delivery at once; beyond this a request is refused like by a full queue."""
+PROBLEM_SHARE: Final = 0.7
+"""A queue fuller than this is a problem that somebody should hear of."""
 STOP_ANSWER_S: Final = 3.0
 """When the service stops, whoever waits is answered within this: the doors do not wait longer."""
 _LATE: Final = Reply(Outcome.UNAVAILABLE, "not delivered in time, still queued: send again later")
@@ -42,14 +47,39 @@ class Fanout:
         self, queues: Sequence[SendQueue], ack: str = "queued", ack_timeout: int = 8 * SECOND_NS
     ) -> None:
         """`ack` and `ack_timeout` (ns) as in the configuration."""
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._open: set[Answer] = set()
+        self._stopping = False
+        self.arrange(queues, ack, ack_timeout)
+
+    def arrange(
+        self, queues: Sequence[SendQueue], ack: str = "queued", ack_timeout: int = 8 * SECOND_NS
+    ) -> None:
+        """Hand everything to these queues from now on. No reservation may be open.
+
+        Whoever calls has started those that are new; those that are missing are to `retire`.
+        """
         self._queues = tuple(queues)
         self._required = tuple(queue for queue in queues if queue.required)
         self._optional = tuple(queue for queue in queues if not queue.required)
         self._on_disk = sum(queue.on_disk for queue in self._required)
         self._wants_sent = ack == "sent" and bool(self._required)
         self._ack_timeout_s = ack_timeout / SECOND_NS
-        self._open: set[Answer] = set()
-        self._stopping = False
+
+    def retire(self, queue: SendQueue, timeout_s: float) -> None:
+        """Let a queue that gets nothing more deliver what it holds, beside the others."""
+        task = asyncio.create_task(_leave(queue, timeout_s), name=f"exporter {queue.name} leaves")
+        self._leaving[queue.name] = task
+
+    def is_leaving(self, name: str) -> bool:
+        """Whether an exporter of this name was retired and is not closed yet."""
+        return name in self._leaving and not self._leaving[name].done()
+
+    async def gone(self, name: str) -> None:
+        """Wait until an exporter of this name that was retired is closed."""
+        task = self._leaving.pop(name, None)
+        if task is not None:
+            await asyncio.wait({task})
 
     async def start(self) -> None:
         """Start all, or none."""
@@ -112,8 +142,13 @@ class Fanout:
         return max(waits, default=RETRY_AFTER_S_MIN)
 
     def problems(self) -> dict[str, str]:
-        """What is wrong, by exporter, for health."""
-        return {queue.name: queue.problem for queue in self._queues if queue.problem}
+        """Exporters that do not keep up, and why: their disk fails, or their queue is filling."""
+        found = {queue.name: queue.problem for queue in self._queues if queue.problem}
+        for queue in self._queues:
+            share = queue.used / queue.capacity
+            if share > PROBLEM_SHARE and queue.name not in found:
+                found[queue.name] = f"queue {share:.0%} full{queue.trouble()}"
+        return {f"exporters.{name}": problem for name, problem in found.items()}
 
     def hurry(self) -> None:
         """The service is about to stop: whoever waits for delivery is answered soon."""
@@ -125,6 +160,8 @@ class Fanout:
         """Refuse what comes, deliver what is held. Returns spans dropped, by exporter."""
         self._stopping = True
         dropped = await asyncio.gather(*(queue.stop(drain_timeout_s) for queue in self._queues))
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
         for answer in tuple(self._open):
             answer.settle(_LATE)
         return {queue.name: spans for queue, spans in zip(self._queues, dropped, strict=True)}
@@ -141,3 +178,13 @@ class Fanout:
 
         answer.future.add_done_callback(given)
         return answer
+
+
+async def _leave(queue: SendQueue, timeout_s: float) -> None:
+    """Drain and close a queue that was retired. Whatever happens to it is its own affair."""
+    try:
+        dropped = await queue.stop(timeout_s)
+    except OSError:
+        _LOG.warning("exporter %s: removed, but could not be closed", queue.name, exc_info=True)
+    else:
+        _LOG.info("exporter %s: removed and drained; %d spans dropped", queue.name, dropped)

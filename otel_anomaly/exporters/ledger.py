@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from otel_anomaly.exporters.queue import Group
     from otel_anomaly.handoff import Payload
     from otel_anomaly.telemetry import Telemetry
 
@@ -45,6 +46,7 @@ class Ledger:
         self._rejected_spans = telemetry.rejected_spans.labels(exporter)
         self._recovered_spans = telemetry.recovered_spans.labels(exporter)
         self._doubtful_spans = telemetry.doubtful_spans.labels(exporter)
+        self._left_on_disk = telemetry.left_on_disk
         self._sent_requests = {
             signal: telemetry.sent_requests.labels(exporter, signal.value) for signal in Signal
         }
@@ -59,18 +61,36 @@ class Ledger:
     def recovered(self, spans: int, doubtful: int = 0) -> None:
         """So many spans lie on disk from an earlier run; `doubtful` of them were tried."""
         self.held_spans += spans
-        self._recovered_spans.inc(spans)
+        # What a queue of the same name has left there is counted as accepted by this process.
+        known = min(self._left_on_disk.pop(self._exporter, 0), spans)
+        self._recovered_spans.inc(spans - known)
         self._doubtful_spans.inc(doubtful)
+
+    def stays(self) -> None:
+        """What is held stays on disk when the exporter goes; another of its name may find it."""
+        self._left_on_disk[self._exporter] = self.held_spans
 
     def failed(self, spans: int) -> None:
         """An attempt failed; the data is still held."""
         self._failed_spans.inc(spans)
 
-    def sent(self, signal: Signal, requests: int, spans: int, rejected: int) -> None:
-        """The next hop took over some requests, and says it left out `rejected` spans."""
+    def sent(self, group: Group, rejected: int, losses: Sequence[tuple[str, int]] = ()) -> None:
+        """The next hop took over a group, and says it left out `rejected` items.
+
+        `losses`, reason and items, never went to it: pieces of a request that was cut.
+        """
+        spans = group.spans
         self._release(spans)
+        if losses and group.signal is not Signal.TRACES:
+            # Counted by request: not all of it is there.
+            self.refused(group.signal, group.requests, 0, losses[0][0])
+            return
+        for reason, items in losses:
+            lost = min(items, spans)
+            self._dropped_spans.labels(self._exporter, reason).inc(lost)
+            spans -= lost
         self._sent_spans.inc(spans)
-        self._sent_requests[signal].inc(requests)
+        self._sent_requests[group.signal].inc(group.requests)
         # The number comes from outside and may be anything.
         self._rejected_spans.inc(min(max(rejected, 0), spans))
 
@@ -95,6 +115,7 @@ class Notices:
     def __init__(self, exporter: str) -> None:
         self._exporter = exporter
         self._failing = False
+        self._message = ""
         self._quiet_until_s: dict[str, float] = {}
 
     def works(self) -> None:
@@ -105,9 +126,14 @@ class Notices:
 
     def fails(self, message: str) -> None:
         """An attempt failed and is repeated."""
+        self._message = message
         if not self._failing:
             self._failing = True
             _LOG.warning("exporter %s: fails, will retry: %s", self._exporter, message)
+
+    def trouble(self) -> str:
+        """Why it fails, if it does."""
+        return f", fails: {self._message}" if self._failing else ""
 
     def lost(self, reason: str, message: str, now_s: float) -> None:
         """Data was given up, or the next hop did not keep all of it."""
