@@ -16,7 +16,7 @@ from otel_anomaly.exporters.disk_segment import spans_of
 from otel_anomaly.exporters.disk_store import READ_FAILURES_MAX
 from otel_anomaly.handoff import Payload, Signal
 from tests.disk_world import SimDisk, append, bodies, store_on
-from tests.test_exporters_simulation import seeds
+from tests.simulation.seeds import seeds
 
 if TYPE_CHECKING:
     from otel_anomaly.exporters.disk_store import DiskStore, Place
@@ -124,7 +124,7 @@ class World:
             assert self.disk.open_files <= 6
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(regression=(1, 4021), sweep=12))
 @pytest.mark.parametrize("fsync", ["always", "interval", "never"])
 def test_killed_at_any_step(seed: int, fsync: str) -> None:
     """
@@ -141,7 +141,7 @@ def test_killed_at_any_step(seed: int, fsync: str) -> None:
     world.finish()
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(regression=(1, 4021), sweep=12))
 @pytest.mark.parametrize("fsync", ["always", "interval", "never"])
 def test_power_lost_at_any_byte(seed: int, fsync: str) -> None:
     """
@@ -165,7 +165,7 @@ def test_power_lost_at_any_byte(seed: int, fsync: str) -> None:
         world.safe &= set(found)
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(regression=(1, 4021), sweep=12))
 def test_a_disk_that_fails_at_any_call(seed: int) -> None:
     """
     Scenario: calls fail at random, half written or not at all; at the end the process is killed
