@@ -250,6 +250,7 @@ class Service:
             task.cancel()
         if self._reloaders:  # A reload under way takes back what it has begun.
             await asyncio.wait(self._reloaders)
+        self._fanout.hurry()
         await self.doors.shut()
         self._stopping = True
         if self._ticker is not None:

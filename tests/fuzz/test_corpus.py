@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests import naive, traffic, wire_reader
-from tests.fuzz import argument_target
+from tests.fuzz import argument_target, disk_target
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
@@ -21,6 +21,7 @@ from tests.sizes import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
+DISK = sorted((ROOT / "tests" / "data" / "fuzz-disk").glob("*.bin"))
 ARGUMENTS = sorted((ROOT / "tests" / "data" / "fuzz-arguments").glob("*.bin"))
 
 
@@ -40,6 +41,26 @@ def test_arguments_corpus(path: Path) -> None:
     Guarantees: the readers agree with their twin about each, and about it changed.
     """
     argument_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", DISK, ids=lambda path: path.stem)
+def test_disk_corpus(path: Path) -> None:
+    """
+    Scenario: damage to the files of a disk queue that was made by hand or found by the fuzzer.
+    Guarantees: the queue opens, gives nothing that nobody sent, and goes on.
+    """
+    disk_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("seed", range(scaled(60)))
+def test_disk_without_guidance(seed: int) -> None:
+    """
+    Scenario: any bytes at any place of the files of a disk queue.
+    Guarantees: as for the corpus.
+    """
+    rng = random.Random(seed)
+    for _ in range(20):
+        disk_target.check(rng.randbytes(3 + rng.choice((0, 1, 8, 100))))
 
 
 def test_corpus_is_worth_its_place() -> None:
