@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_anomaly.otlp.json import decode
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
-from otel_anomaly.receivers.listener import host_and_port
 from otel_anomaly.receivers.monitoring import Monitoring
+from otel_anomaly.receivers.sockets import check_free, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,13 +57,7 @@ class Doors:
         protocols = self._config.receivers.otlp.protocols
         for section in (protocols.grpc, protocols.http):
             if section is not None:
-                address = host_and_port(section.endpoint)
-                family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-                try:
-                    socket.create_server(address, family=family).close()
-                except OSError as error:
-                    reason = error.strerror or str(error)
-                    raise OSError(f"cannot listen on {section.endpoint}: {reason}") from error
+                check_free(section.endpoint)
 
     async def open(self) -> None:
         """Open what takes telemetry. Raises OSError naming what is taken."""
@@ -116,7 +109,7 @@ class Doors:
             ("metrics and health", metrics, self.monitoring),
         )
         return {
-            name: f"{section.endpoint.rpartition(':')[0]}:{door.port}"
+            name: place(section.endpoint, door.port)
             for name, section, door in listening
             if section is not None and door is not None
         }

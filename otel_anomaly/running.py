@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_anomaly import __version__
+from otel_anomaly.directory_lock import DirectoryLock
 from otel_anomaly.kernels import cache_is_warm, signed
 from otel_anomaly.service import Service
 
@@ -70,6 +71,8 @@ async def _serve(config: Config, source: Readable | None) -> int:
         service = Service(config, clock, sys.stdout, seed=random_seed(), source=source)
         if HANG_UP is not None:  # One that comes while we start is done when we have.
             loop.add_signal_handler(HANG_UP, service.reloads.request)
+        if sys.platform != "win32":
+            loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
         await service.start()
     except (OSError, ValueError) as error:
         print(f"otel-anomaly cannot start: {error}", file=err)
@@ -99,13 +102,22 @@ def run(config: Config, source: Readable | None = None) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     keep_freed_memory()
-    try:
-        Path(config.storage.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
-        return EXIT_CANNOT_START
+    directory = Path(config.storage.directory)
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(DirectoryLock(directory))
+        except OSError as error:
+            sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
+            return EXIT_CANNOT_START
+        return _run_loop(config, source)
+
+
+def _run_loop(config: Config, source: Readable | None) -> int:
     if sys.platform == "win32":
         return asyncio.run(_serve(config, source))
     import uvloop  # noqa: PLC0415 - not to be had on Windows.
 
+    # By default it ends the process: a command may ask for a snapshot before there is a service.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     return uvloop.run(_serve(config, source))

@@ -1,8 +1,8 @@
 """The service: builds every part, starts the far end first and drains the door first.
 
     start   monitoring, exporters, sinks, kernels warm, doors, ready
-    stop    not ready, doors shut, requests in flight answered, queues drained to the deadline,
-            sinks flushed, last words: accepted = sent + held + dropped
+    stop    not ready, doors shut, requests in flight answered, what was learned written, queues
+            drained to the deadline, sinks flushed, last words: accepted = sent + held + dropped
 
 One event loop runs it all. A request is judged where it arrives, between two awaits; only the scan
 of a large body goes to a thread, where it holds no lock.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 from otel_anomaly import __version__
 from otel_anomaly.config import Config, config_hash
 from otel_anomaly.doors import Doors
-from otel_anomaly.episodes import EpisodeBook
+from otel_anomaly.episodes import EpisodeBook, read_pages
 from otel_anomaly.exporters import Exchange, Makers
 from otel_anomaly.handoff import Batch, Clock, Outcome, Reply, Signal
 from otel_anomaly.memory import MemoryLimiter
@@ -26,6 +26,7 @@ from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
 from otel_anomaly.processor import SIGNALS, Processor
 from otel_anomaly.reloading import Fixed, Readable, Reloads, check_can_change
 from otel_anomaly.report import Reporter
+from otel_anomaly.snapshots import Snapshots
 from otel_anomaly.telemetry import Telemetry
 from otel_anomaly.telling import Telling, sink_names
 from otel_anomaly.warm import warm
@@ -33,6 +34,7 @@ from otel_anomaly.warm import warm
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from otel_anomaly.handoff import EpisodeEvent
     from otel_anomaly.state import Judgement
 
 INLINE_BYTES_MAX: Final = 1 << 20
@@ -62,6 +64,8 @@ class Service:
         """
         self._config, self._clock = config, clock
         self.telemetry = Telemetry(config.exporters, sink_names(config))
+        self.snapshots = Snapshots(config, clock, self.telemetry)
+        loaded = self.snapshots.load()
         makers = Makers(self.telemetry, clock, random.Random(seed))  # noqa: S311
         self._exporters = Exchange(config, makers)
         self._fanout = self._exporters.fanout
@@ -72,11 +76,15 @@ class Service:
             config,
             self._fanout,
             self.telemetry,
-            seed=seed,
+            seed=seed if loaded is None else loaded.seed,
+            state=None if loaded is None else loaded.state,
             on_judged=self._on_judged,
             on_emptied=self._on_emptied,
         )
         self._book = EpisodeBook(Reporter(self.processor.texts), config.alerts.hold)
+        self._over: list[EpisodeEvent] = []  # What is open in a snapshot and has no record.
+        if loaded is not None:
+            self._over = self._book.reopen(read_pages(loaded.book), self.processor.state)
         self._telling = Telling(clock, self.telemetry, out)
         self._stopping = False
         self._exporters_run = False
@@ -101,7 +109,8 @@ class Service:
             await self._fanout.start()
             self._exporters_run = True
             self._telling.start(self._config)
-            await asyncio.to_thread(warm)
+            self._telling.tell(self._over)
+            await asyncio.to_thread(warm, redacts=self._config.redact.enabled)
             await self.doors.open()
         except BaseException:
             await self.stop()
@@ -111,9 +120,14 @@ class Service:
             asyncio.create_task(self.reloads.serve()),
             asyncio.create_task(self.reloads.watch(self._watch_interval_ns)),
         ]
+        self.snapshots.start(self)
         self.is_ready = True
         self.telemetry.ready.set(1)
         self.reloads.note_loaded()
+
+    def pages(self) -> bytes:
+        """The book of open episodes, for a snapshot."""
+        return self._book.to_bytes()
 
     async def consume(self, batch: Batch) -> Reply:
         """What the doors call with each request."""
@@ -202,15 +216,22 @@ class Service:
         for name, problem in (
             ("configuration", self.reloads.problem),
             ("memory", self.memory.problem),
+            ("snapshots", self.snapshots.problem),
         ):
             if problem:
                 problems[name] = problem
+        state = self.processor.state
         return {
             "status": "degraded" if problems else "ok",
             "ready": self.is_ready,
             "version": __version__,
             "config_hash": config_hash(self._config),
             "problems": problems,
+            "state": {
+                "agents": int(state.agents.head["in_use"][0]),
+                "sessions": int(state.sessions.head["in_use"][0]),
+                **self.snapshots.status(),
+            },
         }
 
     def exporter_names(self) -> list[str]:
@@ -234,7 +255,8 @@ class Service:
         if self._ticker is not None:
             self._ticker.cancel()
         self.processor.release_all()
-        self._telling.tell(self._book.end_all(self.processor.state))
+        if not await self.snapshots.finish():
+            self._telling.tell(self._book.end_all(self.processor.state))
         try:
             if self._exporters_run:
                 await self._fanout.stop(self._config.service.drain_timeout / 1e9)

@@ -172,7 +172,7 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert "usage: otel-anomaly" in (printed.err if code else printed.out)
 
 
-@pytest.mark.parametrize("command", [["run"], ["validate"], ["replay"], ["audit", "verify"]])
+@pytest.mark.parametrize("command", [["run"], ["validate"], ["replay"], ["snapshot"], ["audit", "verify"]])
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """
     Scenario: `COMMAND --help`.
@@ -207,6 +207,7 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     one.touch(), two.touch()
     full = ["--set", "detectors.rate.warn=7", "--out", str(out), "--format", "json", "--calls"]
     full += ["--signal", "logs", "--explain", "00F067AA0BA902B7"]
+    full += ["--load-state", str(one), "--save-state", str(two)]
     assert cli.main(["replay", str(one), str(two), *full]) == 1
     assert cli.main(["replay", str(one)]) == 1
     assert asked[0][0].detectors.rate.warn == 7
@@ -217,6 +218,8 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "calls": True,
         "signal": Signal.LOGS,
         "explain": "00f067aa0ba902b7",
+        "load_state": one,
+        "save_state": two,
         "stdout": sys.stdout,
     }
     assert asked[1] == (
@@ -228,6 +231,8 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             "calls": False,
             "signal": None,
             "explain": None,
+            "load_state": None,
+            "save_state": None,
             "stdout": sys.stdout,
         },
     )

@@ -14,7 +14,9 @@ from otel_anomaly.telemetry import (
     DROP_REASONS,
     JUDGE_METRICS,
     PREFIX,
+    REFUSED_CONNECTIONS,
     RELOAD_RESULTS,
+    SNAPSHOT_RESULTS,
     TRANSPORTS,
     Ledger,
     Telemetry,
@@ -46,13 +48,13 @@ LABELS = {
     "action": set(ACTIONS),
     "detector": set(DETECTORS),
     "scope": {"agent", "service", "session", "trace", "episode"},
-    "transport": set(TRANSPORTS),
+    "transport": {*TRANSPORTS, "monitoring"},
     "exporter": {"file", "otlp_grpc/up"},
     "signal": {signal.value for signal in Signal},
     "sink": {"audit"},
     "outcome": {outcome.value for outcome in Outcome},
-    "reason": {*DROP_REASONS, *SKIP_REASONS[1:]},
-    "result": set(RELOAD_RESULTS),
+    "reason": {*DROP_REASONS, *SKIP_REASONS[1:], *REFUSED_CONNECTIONS},
+    "result": {*RELOAD_RESULTS, *SNAPSHOT_RESULTS},
 }
 """All the values a label may have. Whoever is watched is in none of them."""
 

@@ -15,6 +15,7 @@ from otel_anomaly.config import (
     OtlpHttpExporterConfig,
     QueueConfig,
     RetryConfig,
+    listening,
     signal_paths,
 )
 from otel_anomaly.exporters.debug import DebugExporter
@@ -140,10 +141,11 @@ def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: 
             paths = signal_paths(config, section)
             return FileExporter(section, {signal: paths[signal.value] for signal in Signal})
         case OtlpGrpcExporterConfig():
-            return Splitting(GrpcExporter(section), section.max_request_size)
+            return Splitting(GrpcExporter(section, listening(config)), section.max_request_size)
         case OtlpHttpExporterConfig():
             share = JSON_GROWTH if section.encoding == "json" else 1
-            return Splitting(HttpExporter(section, clock), section.max_request_size // share)
+            http = HttpExporter(section, clock, listening(config))
+            return Splitting(http, section.max_request_size // share)
         case _:
             detailed = section.verbosity == "detailed"
             return DebugExporter(stream, detailed=detailed, prefix=config.annotate.prefix)
