@@ -161,6 +161,10 @@ class Service:
         old = self._config
         check_can_change(old, config)
         async with AsyncExitStack() as undo:
+            self.snapshots.reconfigure(config)
+            undo.callback(self.snapshots.reconfigure, old)
+            if config.redact.enabled and not old.redact.enabled:
+                await asyncio.to_thread(warm)  # Else the first request would wait for the compiler.
             rules = await asyncio.to_thread(self.processor.prepare, config)
             exporters = await self._exporters.prepare(config, undo)
             telling = await self._telling.prepare(old, config, undo)

@@ -15,6 +15,7 @@ from otel_anomaly.config import Source
 from otel_anomaly.exporters.file import FileExporter
 from otel_anomaly.sinks import verify
 from tests.door_rigs import until
+from tests.e2e.next_hop import NextHop
 from tests.reload_rigs import QUICK, configured, open_files, reloading
 from tests.service_rigs import calls, nothing_left
 
@@ -204,33 +205,20 @@ def test_what_is_held_goes_to_the_corrected_address(tmp_path: Path) -> None:
     async def play() -> None:
         retry = {"initial_interval": "10ms", "max_interval": "20ms"}
         wrong = {**GONE, "retry_on_failure": retry}
-        with nothing_left():
-            async with (
-                reloading(tmp_path / "far") as far,
-                reloading(tmp_path / "near", exporters={"otlp_http/next": wrong}) as near,
-            ):
+        name = "otlp_http/next"
+        with nothing_left(), NextHop() as hop:
+            async with reloading(tmp_path, exporters={name: wrong}) as rig:
                 for seed in range(3):
-                    assert await near.at.http(calls(2, seed=seed)) == 200
-                await until(
-                    lambda: (
-                        near.at.metric(
-                            "exporter_send_failed_spans_total", exporter="otlp_http/next"
-                        )
-                        > 0
-                    )
-                )
-                assert near.at.metric("exporter_held_spans", exporter="otlp_http/next") == 6
-                door = far.at.service.doors.http
-                assert door is not None
-                right = {**wrong, "endpoint": f"http://127.0.0.1:{door.port}"}
-                assert await near.reload(exporters={"otlp_http/next": right}) == "applied"
-                sent = {"exporter": "otlp_http/next"}
-                await until(lambda: near.at.metric("exporter_sent_spans_total", **sent) == 6)
-            assert far.at.service.telemetry.ledger().accepted == 6
-            assert near.at.service.telemetry.ledger("otlp_http/next") == (6, 6, 0, 0)
+                    assert await rig.at.http(calls(2, seed=seed)) == 200
+                failed = "exporter_send_failed_spans_total"
+                await until(lambda: rig.at.metric(failed, exporter=name) > 0)
+                assert rig.at.metric("exporter_held_spans", exporter=name) == 6
+                right = {**wrong, "endpoint": hop.http_url}
+                assert await rig.reload(exporters={name: right}) == "applied"
+                await until(lambda: rig.at.metric("exporter_sent_spans_total", exporter=name) == 6)
+            assert len(hop.spans()) == 6
+            assert rig.at.service.telemetry.ledger(name) == (6, 6, 0, 0)
 
-    (tmp_path / "far").mkdir()
-    (tmp_path / "near").mkdir()
     asyncio.run(play())
 
 
