@@ -207,6 +207,20 @@ def test_a_burst_between_two_looks() -> None:
     assert rig.admits(30 * MIB)
 
 
+def test_what_passes_through_does_not_stay() -> None:
+    """
+    Scenario: 40 MiB come in every 20 ms and leave again, for ten seconds; 700 of 800 MiB are used.
+    Guarantees: all are let in: memory is looked at more often then, but not for each of them.
+    """
+    rig = Rig(700 * MIB, check_interval="60s")
+    refused = 0
+    for _ in range(500):
+        rig.later(0.02)
+        refused += not rig.admits(40 * MIB)
+    assert refused == 0
+    assert rig.files.reads <= 250
+
+
 def test_refusing_ends_when_there_is_air() -> None:
     """
     Scenario: use goes over the limit, a little under it, well under it.
