@@ -68,6 +68,7 @@ class Fanout:
 
     def retire(self, queue: SendQueue, timeout_s: float) -> None:
         """Let a queue that gets nothing more deliver what it holds, beside the others."""
+        self._leaving = {name: task for name, task in self._leaving.items() if not task.done()}
         task = asyncio.create_task(_leave(queue, timeout_s), name=f"exporter {queue.name} leaves")
         self._leaving[queue.name] = task
 
@@ -77,9 +78,9 @@ class Fanout:
 
     async def gone(self, name: str) -> None:
         """Wait until an exporter of this name that was retired is closed."""
-        task = self._leaving.pop(name, None)
-        if task is not None:
-            await asyncio.wait({task})
+        if name in self._leaving:
+            await asyncio.wait({self._leaving[name]})
+            del self._leaving[name]
 
     async def start(self) -> None:
         """Start all, or none."""

@@ -79,6 +79,7 @@ def config_for(rng: random.Random) -> Config:
             "audit": {"enabled": False},  # The sinks have threads of their own, and own tests.
             "alerts": {"console": False},
             "service": {"drain_timeout": rng.choice(("0s", "5s", "1h"))},
+            "storage": {"snapshots": {"enabled": False}},  # Each world begins with nothing.
         }
     )
 
