@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from otel_anomaly import __version__
-from otel_anomaly.config import ConfigError, load_config, summary
+from otel_anomaly.config import ConfigError, Source, load_config, summary
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
@@ -121,10 +121,11 @@ def _add_run(commands: _Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
+    source = Source(tuple(arguments.config), tuple(arguments.overrides))
+    config = source.load()
     from otel_anomaly.running import run  # noqa: PLC0415 - kernels load after the config is right.
 
-    return run(config)
+    return run(config, source)
 
 
 def _add_validate(commands: _Commands) -> None:

@@ -61,6 +61,27 @@ class EpisodeBook:
         self._hold_ns = hold_ns
         self._open: dict[Key, _Open] = {}
 
+    def reconfigure(self, reporter: Reporter, hold_ns: int) -> None:
+        """Go by another configuration from now on; what is open stays open."""
+        self._reporter, self._hold_ns = reporter, hold_ns
+
+    def follow(self, state: State) -> list[EpisodeEvent]:
+        """Find the records of open episodes again, whose rows have moved; end those that are gone.
+
+        An episode of an entity is that of its key and its start.
+        """
+        rows = state.episodes.rows[: int(state.episodes.head["used"][0]) + 1]
+        places = {int(key): row for row, key in enumerate(rows["key"]) if key}
+        events: list[EpisodeEvent] = []
+        was_open, self._open = self._open, {}
+        for (detector, _), opened in was_open.items():
+            row = places.get(opened.key, 0)
+            if row and opened.is_of(rows[row]):
+                self._open[detector, row] = opened
+            else:
+                events.append(_ended(opened.told))
+        return events
+
     def __len__(self) -> int:
         return len(self._open)
 

@@ -42,7 +42,9 @@ def test_run_starts_the_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     Guarantees: the service gets their configuration; its exit code is ours.
     """
     started = []
-    stand_in(monkeypatch, "otel_anomaly.running", "run", lambda config: started.append(config) or 3)
+    stand_in(
+        monkeypatch, "otel_anomaly.running", "run", lambda config, _: started.append(config) or 3
+    )
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text("detectors: {rate: {warn: 7}}")
     two.write_text("audit: {enabled: false}")
@@ -60,7 +62,9 @@ def test_run_without_a_file_runs_on_defaults(monkeypatch: pytest.MonkeyPatch) ->
     Guarantees: the service gets the defaults, with OTEL_ANOMALY_DATA as their place for files.
     """
     started = []
-    stand_in(monkeypatch, "otel_anomaly.running", "run", lambda config: started.append(config) or 0)
+    stand_in(
+        monkeypatch, "otel_anomaly.running", "run", lambda config, _: started.append(config) or 0
+    )
     monkeypatch.setenv("OTEL_ANOMALY_DATA", "/some/where")
     assert cli.main(["run"]) == 0
     assert started[0].storage.directory == "/some/where"
@@ -326,7 +330,7 @@ def test_ctrl_c_is_quiet(
     Guarantees: exit 130, as shells have it, and no traceback.
     """
 
-    def interrupted(_) -> int:
+    def interrupted(*_) -> int:
         raise KeyboardInterrupt
 
     stand_in(monkeypatch, "otel_anomaly.running", "run", interrupted)

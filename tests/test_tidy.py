@@ -48,23 +48,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": CORE - {"handoff"} | STEPS,
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
+    "redacting": CORE - {"handoff"} | {"telemetry"},
     "resizing": CORE - {"handoff"},
+    "rules": CORE - {"handoff"} | {"plans", "verdict"},
     "snapshot": CORE | {"resizing"},
     "snapshot_file": {"resizing", "snapshot"},
     "soundness": CORE | {"resizing"},
     "directory_lock": set(),
     "processor": CORE
-    | {
-        "resizing",
-        "snapshot",
-        "telemetry",
-        "plans",
-        "gathering",
-        "looking",
-        "judge",
-        "verdict",
-        "workspace",
-    },
+    | {"resizing", "snapshot", "telemetry", "rules", "plans", "gathering", "looking", "judge"}
+    | {"verdict", "workspace", "redacting"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
@@ -82,11 +75,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation", "gathering"},
     "doors": EDGE | {"receivers"},
     "telling": EDGE | {"sinks"},
+    "memory": EDGE,
+    "reloading": EDGE,
     "service": CORE
     | EDGE
-    | {"processor", "report", "episodes", "snapshots"}
-    | {"warm", "exporters", "doors", "telling"},
-    "running": {"config", "kernels", "directory_lock", "service"},
+    | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"}
+    | {"memory", "reloading", "snapshots"},
+    "running": {"config", "kernels", "directory_lock", "reloading", "service"},
     "asking": {"config", "directory_lock", "snapshot_file", "snapshots"},
     "probe": {"config"},
     "cli": {"handoff", "config", "sinks", "replay", "running", "probe", "asking"},
@@ -98,7 +93,8 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not", "resizing", "snapshot", "snapshot_file", "snapshots", "soundness"},
+    | {"why_not", "redacting", "resizing", "rules", "snapshot", "snapshot_file", "snapshots"}
+    | {"soundness"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
@@ -108,6 +104,8 @@ MAY_USE: dict[str, set[str]] = {
     "grpc": {"receivers", "exporters"},
     "grpc_health": {"receivers"},
     "aiohttp": {"receivers", "exporters"},
+    "backports": {"receivers", "exporters"},  # backports.zstd
+    "compression": {"receivers", "exporters"},  # The same in Python 3.14.
     "google": {"otlp", "receivers", "exporters"},
     "opentelemetry": {"otlp", "receivers", "exporters"},
     "rfc8785": {"sinks"},
@@ -117,6 +115,7 @@ MAY_USE: dict[str, set[str]] = {
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a
 # door, a recorded file, the fuzzer and the benchmark.
 PURE = {"otlp", "entities", "detectors", "scoring", "state", "plans", "judge"} | STEPS
+PURE |= {"rules"}
 OUTSIDE_WORLD = {
     "asyncio",
     "logging",

@@ -120,7 +120,7 @@ def _read_escaped(
             return at + 1, room, put, True
         if at >= end or load1(data, at) != BACKSLASH:
             return np.int64(-1), room, room, True
-        at, put = _unescape(data, at + 1, end, scratch, put)
+        at, put = unescape(data, at + 1, end, scratch, put)
         if at < 0:
             return np.int64(-1), room, room, True
         start = at
@@ -129,7 +129,7 @@ def _read_escaped(
 
 
 @inlined
-def _unescape(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
+def unescape(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
     """What follows a backslash, written out: (next, where the text goes on); next -1: broken."""
     if at >= end:
         return np.int64(-1), put
@@ -154,7 +154,7 @@ def _hex4(data: Array, at: Int, end: Int) -> Int:
 
 @inlined
 def _unescape_unicode(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
-    """`_unescape` behind a \\u: one character, or two halves of one, as UTF-8."""
+    """`unescape` behind a \\u: one character, or two halves of one, as UTF-8."""
     code = _hex4(data, at, end)
     at += 4
     if 0xD800 <= code <= 0xDBFF and end - at >= 6:
@@ -189,3 +189,29 @@ def write_utf8(scratch: Array, put: Int, code: Int) -> Int:
     scratch[put + 2] = 0x80 | code >> 6 & 63
     scratch[put + 3] = 0x80 | code & 63
     return put + 4
+
+
+@kernel
+def skip_string(data: Array, at: Int, end: Int) -> Int:
+    """The position behind the string whose opening quote is at `at`, or -1 where it is broken.
+
+    Halves of surrogate pairs are let pass, as Python's reader does: nobody looks inside.
+    """
+    data = borrow(data)
+    at += 1
+    while True:
+        at = plain_until(data, at, end)
+        if at >= end or load1(data, at) < 32:
+            return np.int64(-1)
+        if load1(data, at) == QUOTE:
+            return at + 1
+        if at + 1 >= end:
+            return np.int64(-1)
+        letter = load1(data, at + 1)
+        at += 2
+        if letter == 117:
+            if _hex4(data, at, end) < 0:
+                return np.int64(-1)
+            at += 4
+        elif letter > 127 or _ESCAPED[letter] == 0:
+            return np.int64(-1)
