@@ -100,7 +100,7 @@ def test_three_processes_are_one_service(tmp_path: Path) -> None:
         data = ("--set", f"storage.directory={second.data}")
         done = run_command("snapshot", *config, *data)
         assert done.returncode == 0, done.stderr
-        assert "agents 1, services 1, sessions 1" in done.stdout
+        assert "sessions 1, traces 1, spans 6, calls 6, open episodes 1" in done.stdout
         intruder = run_command("run", *data)
         assert intruder.returncode == 3
         assert f"is in use by process {second.pid}" in intruder.stderr
