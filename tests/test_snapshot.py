@@ -16,6 +16,7 @@ from otel_anomaly import snapshot as snapshots_layout
 from otel_anomaly.config import SECOND_NS, Config
 from otel_anomaly.episodes import EpisodeBook, read_pages
 from otel_anomaly.replay import Replay, replay_command
+from otel_anomaly.report import Reporter
 from otel_anomaly.snapshot import (
     FINGERPRINT,
     LAYOUT,
@@ -265,14 +266,14 @@ def test_another_capacity_is_migrated(factor: float, tmp_path: Path) -> None:
 
 def test_other_limits_do_not_make_the_past_worthless(tmp_path: Path) -> None:
     """
-    Scenario: the same, but with an override less, another window and other keys of the agent.
+    Scenario: the same, but with an override less, another window and other placeholders.
     Guarantees: it loads; calls of the override go by the base; the window is the new one.
     """
     override = {"tool": "t", "detectors": {"rate": {"warn": 5}}}
     rig, calls = Rig(policy={"overrides": [override]}), Calls()
     rig.send([*calls.many(3, START_S), *calls.many(4, START_S + 30)])
     path = save(rig, tmp_path / "s")
-    other = restarted(rig, path, rate={"window": "10s"}, identity={"session": ["session.id"]})
+    other = restarted(rig, path, rate={"window": "10s"}, identity={"placeholders": ["nobody"]})
     assert other.state.journal["plan"].max() == 0
     other.send([calls.at(START_S + 31)])
     assert other.sign("rate")["observed"] == 5
@@ -289,6 +290,35 @@ def test_the_seed_and_nothing_else_opens_the_past(tmp_path: Path) -> None:
     assert load(path, rig.config).seed == SEED
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_no_content_of_a_call_is_in_it(tmp_path: Path) -> None:
+    """
+    Scenario: calls whose arguments and results hold secrets, card numbers, hosts, mail addresses
+    and programs, told by spans and log records, also as bytes between fields; alarms of each kind
+    are open and in the book.
+    Guarantees: none of it is in the file, in plain, reversed or as a part of eight bytes; the names
+    of agent and session are, as in the audit trail.
+    """
+    rig = Rig(**KEEN)
+    book = EpisodeBook(Reporter(rig.processor.texts), 10**12)
+    rig.processor._on_judged = lambda columns, judgement: book.take(  # type: ignore[assignment]
+        columns, judgement, rig.state
+    )
+    words = ("hunter2hunter2", "ghp_" + "aB3" * 12, "4111 1111 1111 1111", "evil.example")
+    words += ("api.good.example", "eve@evil.example", "/etc/passwd", "select 1", "curl https")
+    sent = b""
+    for received_ns, signal, body in Fleet(3).deliveries(60):
+        rig.offer(body, received_ns, signal)
+        sent += body
+    assert len(book) > 0
+    data = save(rig, tmp_path / "s", book.to_bytes()).read_bytes()
+    for word in words:
+        assert word.encode() in sent
+        for part in {word[:8], word[-8:]}:
+            assert part.encode() not in data
+            assert part[::-1].encode() not in data
+    assert b"coder" in data
 
 
 @pytest.mark.parametrize("room", [0, 1000, 1 << 20])
