@@ -43,7 +43,7 @@ from tests.habits import (
     the_agent,
     warm_rig,
 )
-from tests.rig import ROOMY, Calls
+from tests.rig import ROOMY, Calls, arrays_of
 from tests.sink_rigs import StoppedClock
 from tests.sizes import scaled
 from tests.snapshot_rigs import restarted, save
