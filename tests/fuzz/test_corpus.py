@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests import naive, traffic, wire_reader
-from tests.fuzz import argument_target, disk_target
+from tests.fuzz import argument_target, disk_target, snapshot_target
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
@@ -22,6 +22,7 @@ from tests.sizes import scaled
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
 DISK = sorted((ROOT / "tests" / "data" / "fuzz-disk").glob("*.bin"))
+SNAPSHOTS = sorted((ROOT / "tests" / "data" / "fuzz-snapshot").glob("*.bin"))
 ARGUMENTS = sorted((ROOT / "tests" / "data" / "fuzz-arguments").glob("*.bin"))
 
 
@@ -61,6 +62,15 @@ def test_disk_without_guidance(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(20):
         disk_target.check(rng.randbytes(3 + rng.choice((0, 1, 8, 100))))
+
+
+@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem)
+def test_snapshot_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the snapshot reader's fuzzer, and what it found.
+    Guarantees: refused with a reason, or as good as any.
+    """
+    snapshot_target.check(path.read_bytes())
 
 
 def test_corpus_is_worth_its_place() -> None:
