@@ -45,7 +45,7 @@ from otel_anomaly.otlp.json_checking import room_for_json
 from otel_anomaly.otlp.json_decimals import BEGUN_AT, NUMBER_SIZE
 from otel_anomaly.otlp.json_lengths import LINE_BYTES_MAX
 from otel_anomaly.otlp.json_reading import DEPTH_MAX, read_request
-from otel_anomaly.otlp.json_skipping import BROKEN, NESTING_MAX, TOO_DEEP, check_json
+from otel_anomaly.otlp.json_skipping import BROKEN, MORE_BEHIND, NESTING_MAX, TOO_DEEP, check_json
 from otel_anomaly.otlp.json_tables import (
     KIND,
     MEMBER_NAMES,
@@ -140,13 +140,15 @@ def _refusal(line: bytes, why: int, frames: np.ndarray, number: np.ndarray) -> s
     """What is wrong with a line: first whether it is JSON at all, then what does not fit."""
     if why == scalars.NOT_UTF8:
         return f"not UTF-8: byte {_first_not_utf8(line)}"
-    if why not in {BROKEN, TOO_DEEP}:
+    if why not in {BROKEN, TOO_DEEP, MORE_BEHIND}:
         checked = check_json(_bytes_of(line), number)
         if checked >= 0:
             return f"{_path(frames)[:PATH_LENGTH_MAX]}: {_what(why, frames)}"
         why = checked
     if why == TOO_DEEP:
         return f"$: nested too deep: more than {NESTING_MAX} brackets"
+    if why == MORE_BEHIND:
+        return f"not JSON: something comes behind byte {number[BEGUN_AT]}, where it ends"
     return f"not JSON: broken at byte {number[BEGUN_AT]} or soon behind it"
 
 

@@ -1,6 +1,7 @@
 """Runs a fuzz target under atheris: `python -m tests.fuzz [--compiled] [libFuzzer options]`.
 
-The target is scan and splice, on requests; with `--arguments` it is the argument readers.
+The target is scan and splice, on requests; with `--arguments` it is the argument readers, with
+`--json` the codec of OTLP/JSON.
 
 libFuzzer keeps inputs that reach new code. It cannot see into compiled kernels, so by default they
 run as plain Python (NUMBA_DISABLE_JIT=1) and are instrumented: that finds the inputs. `--compiled`
@@ -13,7 +14,7 @@ that guidance: that finds where compiling changed something. Run both.
 
 Starts from tests/data/fuzz; what is new goes to build/fuzz/corpus, what breaks to build/fuzz. A
 find belongs into tests/data/fuzz, where the test suite runs it from then on. With `--arguments` all
-of these folders are named fuzz-arguments.
+of these folders are named fuzz-arguments, with `--json` fuzz-json.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ LENGTH_MAX = 2048
 
 def main(arguments: list[str]) -> None:
     """Fuzz until told to stop, or until something breaks."""
-    compiled, on_arguments = "--compiled" in arguments, "--arguments" in arguments
-    ours = [word for word in ("--compiled", "--arguments") if word in arguments]
+    ours = [word for word in ("--compiled", "--arguments", "--json") if word in arguments]
+    compiled, on_arguments, on_json = (
+        word in ours for word in ("--compiled", "--arguments", "--json")
+    )
     arguments = [argument for argument in arguments if argument not in ours]
-    folder = "fuzz-arguments" if on_arguments else "fuzz"
+    folder = "fuzz-arguments" if on_arguments else "fuzz-json" if on_json else "fuzz"
     if not compiled:
         os.environ["NUMBA_DISABLE_JIT"] = "1"  # Read by numba when it is imported, below.
     import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
@@ -46,6 +49,8 @@ def main(arguments: list[str]) -> None:
     with contextlib.nullcontext() if compiled else atheris.instrument_imports(include=traced):
         if on_arguments:
             from tests.fuzz.argument_target import check  # noqa: PLC0415
+        elif on_json:
+            from tests.fuzz.json_target import check  # noqa: PLC0415
         else:
             from tests.fuzz.target import check  # noqa: PLC0415
     from tests.fuzz.mutate import mutated  # noqa: PLC0415
@@ -62,7 +67,7 @@ def main(arguments: list[str]) -> None:
     warnings.simplefilter("error")
     # libFuzzer starts itself anew for -merge, -fork and -minimize_crash: by this name.
     name = " ".join([sys.executable, "-m", "tests.fuzz", *ours])
-    requests = {} if on_arguments else {"custom_mutator": mutate}
+    requests = {} if on_arguments or on_json else {"custom_mutator": mutate}
     atheris.Setup([name, *arguments], check, **requests)
     atheris.Fuzz()
 

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests import naive, traffic, wire_reader
-from tests.fuzz import argument_target
+from tests.fuzz import argument_target, json_target
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
@@ -22,6 +22,7 @@ from tests.sizes import scaled
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
 ARGUMENTS = sorted((ROOT / "tests" / "data" / "fuzz-arguments").glob("*.bin"))
+JSON = sorted((ROOT / "tests" / "data" / "fuzz-json").glob("*.bin"))
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -40,6 +41,15 @@ def test_arguments_corpus(path: Path) -> None:
     Guarantees: the readers agree with their twin about each, and about it changed.
     """
     argument_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", JSON, ids=lambda path: path.stem)
+def test_json_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the JSON codec's fuzzer, and what it found.
+    Guarantees: the codec agrees with its twin about each, about it changed, and on the way back.
+    """
+    json_target.check(path.read_bytes())
 
 
 def test_corpus_is_worth_its_place() -> None:
