@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+SHIPPED := build/shipped
+SUPPLY := build/supply
 
 # Make .venv unless a whole one is there: it counts as whole when its pip answers. What a broken
 # attempt leaves is removed, so that the next one starts from nothing.
@@ -28,7 +30,7 @@ trap 'rm -rf $(VENV); exit 130' INT TERM; \
 rm -rf $(VENV) && "$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 endef
 
-.PHONY: run test dev lint types docs bench fuzz clean
+.PHONY: run test dev lint types docs bench fuzz sbom audit clean
 
 # Each file says that an install came to its end; a wider one includes the narrower.
 $(BIN)/.run: pyproject.toml
@@ -70,6 +72,27 @@ bench: $(BIN)/.test
 fuzz: $(BIN)/.test
 	$(PIP) install -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# What a user gets, and nothing else: the list of parts is made from an environment of its own.
+$(SHIPPED)/.installed: pyproject.toml
+	rm -rf $(SHIPPED)
+	$(BIN)/python -m venv $(SHIPPED)
+	$(SHIPPED)/bin/python -m pip --disable-pip-version-check --quiet install .
+	$(SHIPPED)/bin/python -m pip --disable-pip-version-check --quiet uninstall --yes pip setuptools
+	@touch $@
+
+# The tools that look at it bring parts of their own.
+$(SUPPLY)/.installed: .ci/requirements-supply.txt
+	rm -rf $(SUPPLY)
+	$(BIN)/python -m venv $(SUPPLY)
+	$(SUPPLY)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	@touch $@
+
+sbom: $(BIN)/.run $(SHIPPED)/.installed $(SUPPLY)/.installed
+	$(SUPPLY)/bin/python .ci/sbom.py $(SHIPPED)/bin/python build/sbom.cdx.json
+
+audit: $(BIN)/.run $(SHIPPED)/.installed $(SUPPLY)/.installed
+	$(SUPPLY)/bin/python .ci/audit.py $(SHIPPED)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -15,24 +15,23 @@ elsewhere.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from otel_anomaly.config import effective_detectors
 from otel_anomaly.detectors.finding import ACTIONS, SKIP_REASONS
-from otel_anomaly.entities import identity
-from otel_anomaly.entities.links import make_links
-from otel_anomaly.entities.table import make_table, sweep, zeros
+from otel_anomaly.entities.table import sweep
 from otel_anomaly.gathering import read_calls
 from otel_anomaly.handoff import Batch, Outcome, Payload, Reply, Signal
 from otel_anomaly.judge import judge
 from otel_anomaly.looking import look_at
 from otel_anomaly.otlp.dialects import AGENT as AGENT_ROLE
 from otel_anomaly.otlp.dialects import SESSION as SESSION_ROLE
-from otel_anomaly.otlp.dialects import WEAK, compile_keys
+from otel_anomaly.otlp.dialects import WEAK
 from otel_anomaly.otlp.scan import (
     IS_CALL,
     LOGS,
@@ -43,36 +42,33 @@ from otel_anomaly.otlp.scan import (
     scan,
 )
 from otel_anomaly.otlp.splice import splice
-from otel_anomaly.plans import make_plans
+from otel_anomaly.plans import rules_of
+from otel_anomaly.redacting import Redactor
+from otel_anomaly.resizing import FOR_EVER_NS, keep, make_state, resize
+from otel_anomaly.rules import Rules, make_rules
 from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.snapshot import Snapshot, copied
 from otel_anomaly.state import (
-    AGENT,
     BAD_IDS,
     CALLS,
     CLAMPED,
-    COUNTERS,
     DUPLICATES,
-    ENTRY,
-    EPISODE,
     FINDINGS,
     FOLDED_CALLS,
-    LABEL,
     LATE_CALLS,
     MOVED,
     NO_TIME,
-    SERVICE,
-    SESSION,
     SKIPPED,
     VERDICTS,
     Judgement,
     State,
 )
 from otel_anomaly.telemetry import TRANSPORTS, JudgeCounts, Telemetry
-from otel_anomaly.verdict import blob_bytes, encode, make_texts, room_for
+from otel_anomaly.verdict import blob_bytes, encode, room_for
 from otel_anomaly.workspace import BODY_KEPT, ROWS_KEPT, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from otel_anomaly.config import Config, DetectorsConfig
 
@@ -82,10 +78,6 @@ SIGNALS = {Signal.TRACES: TRACES, Signal.LOGS: LOGS}
 RECOVERY_NS = 60_000_000_000
 """Detection counts as failing for so long after a failure."""
 
-FOR_EVER_NS = 1 << 62
-TRACE_IDLE_NS = 86_400_000_000_000
-"""A trace silent for a day is over: its id, used again, is another trace."""
-
 
 class Room(Protocol):
     """Where batches go: the exporters' queues."""
@@ -93,34 +85,46 @@ class Room(Protocol):
     def reserve(self, bytes_needed: int) -> Outcome:
         """Set room aside, all or nothing, or say why not."""
 
-    def commit(self, payload: Payload, bytes_reserved: int) -> None:
-        """Fill what was reserved. Cannot fail."""
+    def commit(self, payload: Payload, bytes_reserved: int) -> Awaitable[Reply] | None:
+        """Fill what was reserved. Cannot fail.
+
+        What comes back is the answer, where that is still open: the record is on its way to the
+        disk, or `ack: sent` waits for the exporters. None: the answer is ACCEPTED.
+        """
 
     def retry_after_s(self) -> float:
         """When room may be there again, seconds."""
 
 
-def make_state(config: Config) -> State:
-    """Nothing learned yet. Memory is taken up as rows are used."""
-    limits = config.identity.limits
-    agent = {"idle_ns": limits.agent_idle, "keep_ns": limits.agent_keep}
-    passing = {"idle_ns": TRACE_IDLE_NS, "keep_ns": 0}
-    traces = passing | {"sample": 1, "state_bytes": identity.TRACE_STATE_BYTES}
-    session = {"idle_ns": limits.session_idle, "keep_ns": limits.session_keep}
-    lasting = {"idle_ns": FOR_EVER_NS, "keep_ns": 0}
-    return State(
-        np.zeros(COUNTERS, np.int64),
-        np.zeros(4, np.int64),
-        make_links(limits.spans),
-        zeros(limits.moves, ENTRY),
-        make_table(limits.traces, identity.TRACE, **traces),
-        make_table(limits.labels, identity.NAME, **passing),
-        make_table(limits.agents, AGENT, **agent),
-        make_table(limits.services, SERVICE, **agent),
-        make_table(limits.sessions, SESSION, **session),
-        make_table(limits.labels, LABEL, **lasting),
-        make_table(limits.episodes, EPISODE, **lasting),
-    )
+class _Held(NamedTuple):
+    """A request held back for `identity.hold`."""
+
+    due_ns: int
+    batch: Batch
+    columns: Columns
+    room: int
+    answer: asyncio.Future[Reply] | None
+    """What the client waits for, when it has to."""
+
+
+def _answered(pending: Awaitable[Reply] | None) -> Reply:
+    """The reply to a batch that was handed on."""
+    return Reply(Outcome.ACCEPTED, pending=pending)
+
+
+def _pass_answer_on(pending: Awaitable[Reply] | None, answer: asyncio.Future[Reply]) -> None:
+    """What `commit` gave is what the client of a held request waits for, if it still does."""
+    if answer.done():
+        return
+    if pending is None:
+        answer.set_result(Reply(Outcome.ACCEPTED))
+        return
+
+    def told(done: asyncio.Future[Reply]) -> None:
+        if not (answer.done() or done.cancelled()):
+            answer.set_result(done.result())
+
+    asyncio.ensure_future(pending).add_done_callback(told)
 
 
 class Processor:
@@ -133,43 +137,52 @@ class Processor:
         telemetry: Telemetry,
         *,
         seed: int,
+        state: State | None = None,
         on_judged: Callable[[Columns, Judgement], None] | None = None,
         on_emptied: Callable[[], None] | None = None,
     ) -> None:
-        """`seed`: secret of all hashes.
+        """`seed`: secret of all hashes; `state`: what was learned under it, if anything was.
 
         `on_judged` sees every judged request; copy to keep. `on_emptied` is told when a failure
         emptied the state; it must not raise.
         """
-        self._config = config
         self._room = room
         self._telemetry = telemetry
         self._on_judged = on_judged
         self._on_emptied = on_emptied
-        self._plans = make_plans(config, seed)
-        who = config.identity
-        self.keys = compile_keys(
-            (who.tenant, who.agent, who.session, who.user, who.owner),
-            who.weak,
-            prefix=config.annotate.prefix,
-            seed=seed,
-            placeholders=who.placeholders,
-            lenient=config.dialects.lenient,
-        )
-        self.texts = make_texts(
-            config.annotate.prefix,
-            all_signals=config.annotate.signals == "all",
-            keys=(who.tenant, who.agent, who.session, who.user),
-        )
+        self._seed = seed
+        self._take_rules(make_rules(config, seed))
         self._scratch = Workspace()
-        self.state = make_state(config)
+        self.state = make_state(config) if state is None else state
         self._accepted = {name: telemetry.accepted_spans.labels(name) for name in TRANSPORTS}
         self._spans = 0
         self._forged = 0
         self._failed_ns: int | None = None
-        self._hold_ns = config.identity.hold
-        self._held: deque[tuple[int, Batch, Columns, int]] = deque()
+        self._held: deque[_Held] = deque()
         telemetry.read_judge(self.counts)
+
+    def _take_rules(self, rules: Rules) -> None:
+        self._config, self._plans, self.keys, self.texts = rules
+        self._hold_ns = rules.config.identity.hold
+        redact = rules.config.redact
+        self._redactor = Redactor(redact, self._telemetry) if redact.enabled else None
+
+    def prepare(self, config: Config) -> Rules:
+        """Compile another configuration. Raises ValueError for what only this can tell.
+
+        Touches nothing here, so another thread may do it.
+        """
+        return make_rules(config, self._seed)
+
+    def adopt(self, rules: Rules) -> None:
+        """Judge by `rules` from the next request on. What was learned stays.
+
+        What is held back is judged at once, by the rules under which it came. With other
+        capacities rows move: whoever remembers row numbers looks again.
+        """
+        self.release_all()
+        self.state = resize(self.state, rules.config)
+        self._take_rules(rules)
 
     def process(self, batch: Batch) -> Reply:
         """Take a batch over, or refuse it without a trace. Never raises on what a client sent."""
@@ -191,16 +204,26 @@ class Processor:
         """`process` for a trace batch that was scanned already."""
         if not batch.body:
             return Reply(Outcome.ACCEPTED)
+        if self._redactor is not None:
+            try:
+                columns = self._redactor.cover(columns)
+            except Exception as error:  # noqa: BLE001 - what cannot be redacted must not leave.
+                return self._refuse_unredacted(batch, columns, error)
         room = len(batch.body) + room_for(self.texts, columns.call_count)
         outcome = self._room.reserve(room)
         if outcome is not Outcome.ACCEPTED:
             spans = columns.span_count if batch.signal is Signal.TRACES else 0
             return self._refuse(batch, outcome, spans, _REFUSALS[outcome])
         if self._waits_for_identity(batch, columns):
-            self._hold_back(batch, columns, room)
-        else:
-            self._finish(batch, columns, room)
-        return Reply(Outcome.ACCEPTED)
+            return _answered(self._hold_back(batch, columns, room))
+        return _answered(self._finish(batch, columns, room))
+
+    def _refuse_unredacted(self, batch: Batch, columns: Columns, error: Exception) -> Reply:
+        """The answer to a batch that could not be redacted: for good, or it comes for ever."""
+        self._telemetry.redaction_failures.inc()
+        self._log_failure(error, batch.received_ns, "redaction failed: the request is refused")
+        spans = columns.span_count if batch.signal is Signal.TRACES else 0
+        return self._refuse(batch, Outcome.MALFORMED, spans, "the request could not be redacted")
 
     def _waits_for_identity(self, batch: Batch, columns: Columns) -> bool:
         """Whether a call of the request does not tell itself who made it."""
@@ -209,28 +232,34 @@ class Processor:
         calls = columns.rows[columns.rows["flags"] & IS_CALL != 0]
         return bool((calls["order"][:, [AGENT_ROLE, SESSION_ROLE]] >= WEAK).any())
 
-    def _hold_back(self, batch: Batch, columns: Columns, room: int) -> None:
+    def _hold_back(self, batch: Batch, columns: Columns, room: int) -> Awaitable[Reply] | None:
         """Keep a request for `identity.hold`; what its spans say of their traces counts at once."""
+        answer = None
+        if self._config.answers_late:
+            answer = asyncio.get_running_loop().create_future()
         try:
             self._look_at(columns, batch.received_ns)
         except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.
             self._detection_failed(error, batch.received_ns)
-        self._held.append((batch.received_ns + self._hold_ns, batch, columns, room))
+        self._held.append(_Held(batch.received_ns + self._hold_ns, batch, columns, room, answer))
+        return answer
 
     def release(self, now_ns: int) -> None:
         """Judge and hand on the requests whose time is over."""
         while self._held:
-            due_ns, batch, columns, room = self._held[0]
-            if batch.received_ns <= now_ns < due_ns:  # Before it came: the clock was set back.
+            held = self._held[0]
+            if held.batch.received_ns <= now_ns < held.due_ns:  # Before it: the clock was set back.
                 return
             self._held.popleft()
-            self._finish(batch, columns, room)
+            pending = self._finish(held.batch, held.columns, held.room)
+            if held.answer is not None:
+                _pass_answer_on(pending, held.answer)
 
     def release_all(self) -> None:
         """The same for all that is held back: the service stops."""
         self.release(FOR_EVER_NS)
 
-    def _finish(self, batch: Batch, columns: Columns, room: int) -> None:
+    def _finish(self, batch: Batch, columns: Columns, room: int) -> Awaitable[Reply] | None:
         """Judge a request for which room is reserved, and hand it on."""
         body = batch.body
         if len(columns.rows):
@@ -239,11 +268,14 @@ class Processor:
             except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.
                 self._detection_failed(error, batch.received_ns)
                 body = self._without_forged(columns)
+        elif columns.redacted is not None:
+            body = self._without_forged(columns)
         spans = columns.span_count if batch.signal is Signal.TRACES else 1
-        self._room.commit(Payload(body, batch.signal, spans), room)
+        pending = self._room.commit(Payload(body, batch.signal, spans), room)
         if batch.signal is Signal.TRACES:
             self._spans += spans
             self._accepted[batch.transport].inc(spans)
+        return pending
 
     def remember_traces(self, body: bytes, signal: Signal = Signal.TRACES) -> Columns:
         """Learn who is meant in the traces of a request, and judge nothing.
@@ -291,7 +323,7 @@ class Processor:
             scratch.blob[: blob_bytes(self.texts, columns.call_count)],
             ends,
         )
-        body = splice(columns, self.keys, scratch.blob, ends)
+        body = self._spliced(columns, scratch.blob, ends)
         self._forged += columns.forged_count
         self._tell(columns, judgement, received_ns)
         if rows > ROWS_KEPT or len(columns.body) > BODY_KEPT:
@@ -311,9 +343,16 @@ class Processor:
         """The request without verdicts, also without those an agent wrote itself."""
         try:
             nothing = np.zeros(columns.rows.size, np.int64)
-            return splice(columns, self.keys, np.empty(0, np.uint8), nothing)
+            return self._spliced(columns, np.empty(0, np.uint8), nothing)
         except Exception:  # noqa: BLE001 - what came is better than nothing.
-            return columns.body
+            return columns.body if columns.redacted is None else columns.redacted
+
+    def _spliced(self, columns: Columns, blob: np.ndarray, ends: np.ndarray) -> bytes:
+        """The request with these attributes, as it may be forwarded."""
+        body = splice(columns, self.keys, blob, ends)
+        if self._redactor is None or columns.redacted is None:
+            return body
+        return self._redactor.finish(columns, body, self.keys, blob, ends)
 
     def judge_nothing(self) -> None:
         """Go through the motions without a request: compiles all that needs the state."""
@@ -381,8 +420,7 @@ class Processor:
         outcome = self._room.reserve(len(batch.body))
         if outcome is not Outcome.ACCEPTED:
             return Reply(outcome, _REFUSALS[outcome], self._retry_after_s(outcome))
-        self._room.commit(Payload(batch.body, batch.signal, 1), len(batch.body))
-        return Reply(Outcome.ACCEPTED)
+        return _answered(self._room.commit(Payload(batch.body, batch.signal, 1), len(batch.body)))
 
     def _refuse(self, batch: Batch, outcome: Outcome, spans: int, message: str) -> Reply:
         self._telemetry.refused_spans.labels(batch.transport, outcome.value).inc(spans)
@@ -392,9 +430,13 @@ class Processor:
         return self._room.retry_after_s() if outcome.retryable else 0.0
 
     def _failed(self, error: Exception, now_ns: int, message: str) -> None:
-        if self.healthy:  # Once a bout: whoever found the bug may send it with every request.
-            LOG.error("%s", message, exc_info=error)
         self._telemetry.detection_failures.inc()
+        self._log_failure(error, now_ns, message)
+
+    def _log_failure(self, error: Exception, now_ns: int, message: str) -> None:
+        """Degraded for a minute. Logged once a bout: who found the bug may send it each time."""
+        if self.healthy:
+            LOG.error("%s", message, exc_info=error)
         self._failed_ns = now_ns
 
     def _detection_failed(self, error: Exception, now_ns: int) -> None:
@@ -404,6 +446,16 @@ class Processor:
         self.state = make_state(self._config)._replace(counters=self.state.counters)
         if self._on_emptied is not None:
             self._on_emptied()
+
+    def progress(self) -> tuple[int, ...]:
+        """Differs when anything was judged or looked at in between."""
+        return tuple(self.state.watermark.tolist())
+
+    def snapshot(self, book: bytes, now_ns: int, room: np.ndarray | None = None) -> Snapshot:
+        """All that is to live on, copied: into `room` as far as it fits. Requests that are held
+        back are not in it."""
+        kept = copied(keep(self.state), room)
+        return Snapshot(kept, self._seed, rules_of(self._plans), book, now_ns)
 
     @property
     def healthy(self) -> bool:
@@ -433,7 +485,11 @@ _REFUSALS = {
     Outcome.MEMORY: "the service is near its memory limit: send again later",
     Outcome.STOPPING: "the service is stopping: send again later",
 }
-assert set(_REFUSALS) == set(Outcome) - {Outcome.ACCEPTED, Outcome.MALFORMED}
+# What can come of a reservation; the others are for the door to say, or come later.
+assert set(_REFUSALS) == {Outcome.TOO_LARGE, *(each for each in Outcome if each.retryable)} - {
+    Outcome.THROTTLED,
+    Outcome.UNAVAILABLE,
+}
 
 
 def count_calls(counters: np.ndarray) -> JudgeCounts:

@@ -30,13 +30,14 @@ FREE = {"endpoint": "127.0.0.1:0"}
 
 
 def config_in(folder: Path, **sections: Any) -> Config:
-    """All parts on free ports, files in `folder`, limits that a handful of calls reach."""
+    """All parts on free ports, files in `folder`, limits that a handful of calls reach; what is
+    learned ends with the service."""
     return Config.model_validate({
         "receivers": {"otlp": {"protocols": {"grpc": FREE, "http": FREE}}},
         "detectors": LOW_LIMITS,
         "audit": {"fsync": False},
         "telemetry": {"metrics": FREE},
-        "storage": {"directory": str(folder)},
+        "storage": {"directory": str(folder), "snapshots": {"enabled": False}},
         "exporters": {"file": {"sending_queue": {"batch": {"flush_timeout": "1ms"}}}},
         **sections,
     })  # fmt: skip
@@ -52,8 +53,10 @@ class Place(NamedTuple):
 
     async def grpc(self, body: bytes, signal: Signal = Signal.TRACES) -> grpc.StatusCode:
         """One request through the gRPC door; its status."""
-        assert self.service.grpc is not None
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.service.grpc.port}") as channel:
+        assert self.service.doors.grpc is not None
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.service.doors.grpc.port}"
+        ) as channel:
             try:
                 await channel.unary_unary(f"/{SERVICES[signal]}/Export")(body)
             except grpc.aio.AioRpcError as error:
@@ -62,8 +65,8 @@ class Place(NamedTuple):
 
     async def http(self, body: bytes, signal: Signal = Signal.TRACES) -> int:
         """One request through the HTTP door; its status."""
-        assert self.service.http is not None
-        url = f"http://127.0.0.1:{self.service.http.port}/v1/{signal.value}"
+        assert self.service.doors.http is not None
+        url = f"http://127.0.0.1:{self.service.doors.http.port}/v1/{signal.value}"
         headers = {"Content-Type": PROTOBUF}
         async with (
             aiohttp.ClientSession() as session,
@@ -73,7 +76,7 @@ class Place(NamedTuple):
 
     async def page(self, path: str) -> tuple[int, str]:
         """A page of the monitoring door: status and text."""
-        url = f"http://127.0.0.1:{self.service.monitoring.port}{path}"
+        url = f"http://127.0.0.1:{self.service.doors.monitoring.port}{path}"
         async with aiohttp.ClientSession() as session, session.get(url) as answer:
             return answer.status, await answer.text()
 

@@ -547,9 +547,9 @@ def every_path() -> list[tuple[str, ...]]:
     for path, _, _ in generate_docs.all_keys():
         if "*" in path[2:]:
             continue  # A block in a list: `BAD_FILES` has its cases.
-        kinds = ("file", "otlp", "otlp_http", "debug") if path[1] == "*" else (path[1],)
-        for kind in kinds:
-            whole = (path[0], kind, *path[2:])
+        kinds = ("file", "otlp", "otlp_http", "debug") if path[1:2] == ("*",) else path[1:2]
+        for kind in kinds or ("",):
+            whole = (path[0], kind, *path[2:]) if kind else path
             paths |= {whole[: i + 1] for i in range(len(whole))}
     return sorted(paths)
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from otel_anomaly import __version__, service
-from otel_anomaly.config import SECOND_NS
+from otel_anomaly import __version__, doors, service
+from otel_anomaly.config import SECOND_NS, config_hash
 from otel_anomaly.handoff import Outcome, Signal
 from otel_anomaly.sinks import verify
 from otel_anomaly.telemetry import Ledger
@@ -256,8 +256,16 @@ def test_health(tmp_path: Path) -> None:
                 "status": "ok",
                 "ready": True,
                 "version": __version__,
-                "config_hash": service.config_hash(config),
+                "config_hash": config_hash(config),
                 "problems": {},
+                "state": {
+                    "agents": 0,
+                    "sessions": 0,
+                    "loaded_from": None,
+                    "loaded_age_s": None,
+                    "age_s": 0.0,
+                    "refused": {},
+                },
             }
             gate.fail()
             await rig.consume(calls(3))
@@ -393,7 +401,7 @@ def test_a_part_that_cannot_start(
                 await at.service.start()
             assert (f"127.0.0.1:{port}" if port_of(part) else str(tmp_path)) in str(caught.value)
             assert not at.service.is_ready
-            assert_free(at.service.monitoring.port)
+            assert_free(at.service.doors.monitoring.port)
 
     def port_of(name: str) -> bool:
         return name in {"metrics", "grpc", "http"}
@@ -415,7 +423,7 @@ def test_a_door_that_is_taken_while_we_start(
     last of all.
     Guarantees: everything that ran by then is stopped, the trail is whole and says so.
     """
-    monkeypatch.setattr(service.Service, "_check_doors_are_free", lambda _: None)
+    monkeypatch.setattr(doors.Doors, "check_free", lambda _: None)
 
     async def play() -> None:
         with socket.create_server(("127.0.0.1", 0)) as listening, nothing_left():
@@ -424,10 +432,10 @@ def test_a_door_that_is_taken_while_we_start(
             with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
                 await at.service.start()
             assert not at.service.is_ready
-            assert_free(at.service.monitoring.port)
+            assert_free(at.service.doors.monitoring.port)
             if door == "http":
-                assert at.service.grpc is not None
-                assert_free(at.service.grpc.port)
+                assert at.service.doors.grpc is not None
+                assert_free(at.service.doors.grpc.port)
         assert [record["type"] for record in at.audit()] == ["service.start", "service.stop"]
         assert verify(tmp_path / "audit.jsonl").ok
 
@@ -455,7 +463,7 @@ def test_an_exporter_that_fails_to_close(tmp_path: Path, monkeypatch: pytest.Mon
             monkeypatch.setattr(at.service._fanout, "stop", fails)
             with pytest.raises(OSError, match="the disk went away"):
                 await at.service.stop()
-            assert_free(at.service.monitoring.port)
+            assert_free(at.service.doors.monitoring.port)
         assert at.audit()[-1]["type"] == "service.stop"
         assert at.lines() == ["WARN", "END"]
 
@@ -469,20 +477,5 @@ def test_the_name_of_a_configuration(tmp_path: Path) -> None:
     """
     one, same = config_in(tmp_path), config_in(tmp_path)
     other = config_in(tmp_path, alerts={"clear": 0.9})
-    assert service.config_hash(one) == service.config_hash(same) != service.config_hash(other)
-    assert len(service.config_hash(one)) == 64
-
-
-def test_seeds_and_clocks() -> None:
-    """
-    Scenario: secrets are drawn; the machine's clock is read twice.
-    Guarantees: secrets are of 64 bits with a sign, and differ; time is in nanoseconds and does not
-    go back.
-    """
-    seeds = {service.random_seed() for _ in range(64)}
-    assert len(seeds) == 64
-    assert all(-(1 << 63) <= seed < 1 << 63 for seed in seeds)
-    assert min(seeds) < 0 < max(seeds)
-    clock = service.SystemClock()
-    assert clock.now_ns() > NOW_NS
-    assert clock.monotonic() <= clock.monotonic()
+    assert config_hash(one) == config_hash(same) != config_hash(other)
+    assert len(config_hash(one)) == 64

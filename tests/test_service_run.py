@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_anomaly import __version__, service
+from otel_anomaly import __version__, running, service
+from tests.door_rigs import NOW_NS
 from tests.service_rigs import config_in
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class _Killed(service.Service):
 @pytest.fixture(autouse=True)
 def _quiet_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the allocator of the test process as it is."""
-    monkeypatch.setattr(service, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(running, "keep_freed_memory", lambda: None)
 
 
 @pytest.fixture
@@ -53,8 +54,8 @@ def _handlers_come_back() -> Iterator[None]:
 def run_until_killed(
     monkeypatch: pytest.MonkeyPatch, config: Config, number: signal.Signals
 ) -> int:
-    monkeypatch.setattr(service, "Service", type("Killed", (_Killed,), {"number": number}))
-    return service.run(config)
+    monkeypatch.setattr(running, "Service", type("Killed", (_Killed,), {"number": number}))
+    return running.run(config)
 
 
 @pytest.mark.usefixtures("_handlers_come_back")
@@ -73,8 +74,8 @@ def test_run_until_a_signal(
     folder of its files is made for its owner alone; no thread is left.
     """
     speaks = SimpleNamespace(platform=platform, stderr=sys.stderr, stdout=sys.stdout)
-    monkeypatch.setattr(service, "sys", speaks)
-    monkeypatch.setattr(service, "cache_is_warm", lambda: True)
+    monkeypatch.setattr(running, "sys", speaks)
+    monkeypatch.setattr(running, "cache_is_warm", lambda: True)
     folder = tmp_path / "deep" / "data"
     threads = threading.active_count()
     assert run_until_killed(monkeypatch, config_in(folder), number) == 0
@@ -103,7 +104,7 @@ def test_the_first_start_says_that_it_takes_long(
     Scenario: there are no compiled kernels on this machine; or there are.
     Guarantees: the first thing said is that kernels are compiled; or it is not said.
     """
-    monkeypatch.setattr(service, "cache_is_warm", lambda: warm)
+    monkeypatch.setattr(running, "cache_is_warm", lambda: warm)
     assert run_until_killed(monkeypatch, config_in(tmp_path), signal.SIGTERM) == 0
     said = capsys.readouterr().err
     assert said.startswith("first start on this machine: compiling") is not warm
@@ -129,7 +130,7 @@ def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "exporters.otlp_http/x: ": config_in(tmp_path, exporters={"otlp_http/x": header}),
         }
         for said, config in wrong.items():
-            assert service.run(config) == 3
+            assert running.run(config) == 3
             line = capsys.readouterr().err.splitlines()[-1]
             assert line.startswith("otel-anomaly cannot start: ")
             assert said in line
@@ -168,4 +169,19 @@ def test_freed_memory_is_kept_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -
     keep()
 
 
-_KEEP = service.keep_freed_memory
+def test_seeds_and_clocks() -> None:
+    """
+    Scenario: secrets are drawn; the machine's clock is read twice.
+    Guarantees: secrets are of 64 bits with a sign, and differ; time is in nanoseconds and does not
+    go back.
+    """
+    seeds = {running.random_seed() for _ in range(64)}
+    assert len(seeds) == 64
+    assert all(-(1 << 63) <= seed < 1 << 63 for seed in seeds)
+    assert min(seeds) < 0 < max(seeds)
+    clock = running.SystemClock()
+    assert clock.now_ns() > NOW_NS
+    assert clock.monotonic() <= clock.monotonic()
+
+
+_KEEP = running.keep_freed_memory

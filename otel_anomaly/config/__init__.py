@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, signal_paths
+from otel_anomaly.config.conflicts import (
+    audit_path,
+    listening,
+    queue_directory,
+    signal_paths,
+    snapshot_path,
+)
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -25,6 +31,18 @@ from otel_anomaly.config.detectors import (
     RiskWeights,
     UnknownConnectionConfig,
 )
+from otel_anomaly.config.doors import (
+    AuthConfig,
+    BasicConfig,
+    BearerConfig,
+    CorsConfig,
+    GrpcReceiverConfig,
+    HtpasswdConfig,
+    HttpPerClientConfig,
+    HttpReceiverConfig,
+    PerClientConfig,
+    TlsServerConfig,
+)
 from otel_anomaly.config.exporters import (
     EXPORTER_KINDS,
     AnyExporterConfig,
@@ -39,25 +57,23 @@ from otel_anomaly.config.exporters import (
     TlsClientConfig,
 )
 from otel_anomaly.config.identity import EntityLimits, IdentityConfig
-from otel_anomaly.config.loading import load_config
+from otel_anomaly.config.loading import config_hash, load_config
 from otel_anomaly.config.models import (
     AlertsConfig,
     AnnotateConfig,
     AuditConfig,
     Config,
     DialectsConfig,
-    GrpcReceiverConfig,
-    HttpReceiverConfig,
     MetricsConfig,
     OtlpReceiverConfig,
     PolicyConfig,
     ProtocolsConfig,
     ReceiversConfig,
-    ServiceConfig,
     StorageConfig,
     TelemetryConfig,
 )
 from otel_anomaly.config.overrides import OVERRIDES_MAX, OverrideConfig, effective_detectors
+from otel_anomaly.config.own_doors import own_door
 from otel_anomaly.config.patterns import GLOB_BYTES_MAX, PATTERNS_MAX
 from otel_anomaly.config.quantities import (
     DAY_NS,
@@ -69,7 +85,11 @@ from otel_anomaly.config.quantities import (
     Endpoint,
     Size,
 )
+from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
+from otel_anomaly.config.service import MemoryConfig, ServiceConfig
+from otel_anomaly.config.snapshots import SnapshotsConfig
+from otel_anomaly.config.source import Source
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
 
@@ -87,11 +107,15 @@ __all__ = [
     "AnnotateConfig",
     "AnyExporterConfig",
     "AuditConfig",
+    "AuthConfig",
+    "BasicConfig",
     "BatchConfig",
+    "BearerConfig",
     "BurstConfig",
     "ChildProcessConfig",
     "Config",
     "ConfigError",
+    "CorsConfig",
     "CredentialLeakConfig",
     "DataExfiltrationConfig",
     "DebugExporterConfig",
@@ -104,11 +128,14 @@ __all__ = [
     "FileExporterConfig",
     "FrequencyConfig",
     "GrpcReceiverConfig",
+    "HtpasswdConfig",
+    "HttpPerClientConfig",
     "HttpReceiverConfig",
     "IdentityConfig",
     "IdentitySpoofingConfig",
     "LearningConfig",
     "LoopConfig",
+    "MemoryConfig",
     "MetricsConfig",
     "NewDestinationConfig",
     "NoveltyConfig",
@@ -117,25 +144,35 @@ __all__ = [
     "OtlpHttpExporterConfig",
     "OtlpReceiverConfig",
     "OverrideConfig",
+    "PerClientConfig",
     "PolicyConfig",
     "ProtocolsConfig",
     "QueueConfig",
     "RateConfig",
     "RateShiftConfig",
     "ReceiversConfig",
+    "RedactConfig",
     "RetryConfig",
     "RiskConfig",
     "RiskWeights",
     "Section",
     "ServiceConfig",
     "Size",
+    "SnapshotsConfig",
+    "Source",
     "StorageConfig",
     "TelemetryConfig",
     "TlsClientConfig",
+    "TlsServerConfig",
     "UnknownConnectionConfig",
     "audit_path",
+    "config_hash",
     "effective_detectors",
+    "listening",
     "load_config",
+    "own_door",
+    "queue_directory",
     "signal_paths",
+    "snapshot_path",
     "summary",
 ]

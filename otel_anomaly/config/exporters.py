@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from otel_anomaly.config.conflicts import conflict
 from otel_anomaly.config.quantities import (
+    GIB,
     KIB,
     MIB,
     SECOND_NS,
@@ -40,6 +41,10 @@ Headers = dict[
     Annotated[str, AfterValidator(_header_name)], Annotated[str, AfterValidator(_header_value)]
 ]
 """Sent with every request. Values are secrets: no message shows them."""
+
+
+MaxRequestSize = Annotated[Size, Field(ge=64 * KIB, le=GIB)]
+"""OTLP recommends that nobody sends, or takes, more than 64 MiB at once."""
 
 
 class RetryConfig(Section):
@@ -81,8 +86,19 @@ class BatchConfig(Section):
 class QueueConfig(Section):
     """Each exporter's own queue, bounded in bytes."""
 
+    storage: Literal["memory", "disk"] = "memory"
+    """`memory`: lost with the process. `disk`: a client hears OK when its request is written."""
+    directory: str | None = None
+    """Of the disk queue. Default `<storage.directory>/queue/<exporter>`."""
+    disk_size: Annotated[Size, Field(ge=16 * MIB)] = GIB
+    """Bytes held on disk while the next hop is slow or away."""
+    fsync: Literal["always", "interval", "never"] = "interval"
+    """When what is written is forced to the disk: before the client hears OK, now and then, or
+    when the system likes. A process that is killed loses nothing either way, a power cut does."""
+    fsync_interval: Annotated[Duration, Field(gt=0)] = SECOND_NS
+    """How much may be lost to a power cut with `fsync: interval`."""
     queue_size: Annotated[Size, Field(gt=0)] = 256 * MIB
-    """Bytes held while the next hop is slow or away."""
+    """Bytes held in memory: all that waits, or, of a disk queue, what is written and read ahead."""
     num_consumers: Count = Field(default=4, ge=1, le=64)
     """Requests under way at once."""
     batch: BatchConfig = BatchConfig()
@@ -93,6 +109,9 @@ class QueueConfig(Section):
             raise conflict(
                 "queue_size must hold at least one batch.max_size", "queue_size", "batch"
             )
+        if self.storage == "disk" and self.disk_size < 4 * self.batch.max_size:
+            text = "disk_size must hold at least four batch.max_size"
+            raise conflict(text, "disk_size", "batch")
         return self
 
 
@@ -149,23 +168,57 @@ class OtlpGrpcExporterConfig(ExporterConfig):
     """How requests are compressed."""
     timeout: Annotated[Duration, Field(gt=0)] = 5 * SECOND_NS
     """Deadline of one attempt."""
+    max_request_size: MaxRequestSize = 64 * MIB
+    """Larger requests are cut between spans, measured before compression; a span that is larger
+    alone is dropped and counted."""
     headers: Headers = Field(default_factory=dict)
     """Metadata sent with every request."""
 
 
 class OtlpHttpExporterConfig(ExporterConfig):
-    """Next hop over OTLP/HTTP, protobuf."""
+    """Next hop over OTLP/HTTP."""
 
     kind: Literal["otlp_http"] = Field(default="otlp_http", exclude=True, repr=False)
-    endpoint: Url
+    endpoint: Url | None = None
     """Base URL; `/v1/traces`, `/v1/metrics` and `/v1/logs` are appended."""
+    traces_endpoint: Url | None = None
+    """URL for traces, used as it is."""
+    metrics_endpoint: Url | None = None
+    """URL for metrics, used as it is."""
+    logs_endpoint: Url | None = None
+    """URL for logs, used as it is. A signal without any URL is dropped and counted."""
+    encoding: Literal["proto", "json"] = "proto"
+    """What requests are written in."""
     tls: TlsClientConfig = TlsClientConfig()
-    compression: Literal["gzip", "none"] = "gzip"
+    compression: Literal["gzip", "zstd", "none"] = "gzip"
     """How requests are compressed."""
     timeout: Annotated[Duration, Field(gt=0)] = 30 * SECOND_NS
     """Deadline of one attempt."""
+    max_request_size: MaxRequestSize = 64 * MIB
+    """Larger requests are cut between spans, measured before compression; a span that is larger
+    alone is dropped and counted."""
     headers: Headers = Field(default_factory=dict)
     """Headers sent with every request."""
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Self:
+        if not self.endpoints():
+            raise conflict("is required, or one of its forms for a signal", "endpoint")
+        return self
+
+    def endpoints(self) -> dict[str, str]:
+        """Signal -> URL. A signal that has none is not in it."""
+        urls = {} if self.endpoint is None else _signal_urls(self.endpoint)
+        own = {
+            "traces": self.traces_endpoint,
+            "metrics": self.metrics_endpoint,
+            "logs": self.logs_endpoint,
+        }
+        return urls | {signal: url for signal, url in own.items() if url is not None}
+
+
+def _signal_urls(base: str) -> dict[str, str]:
+    return {signal: f"{base.rstrip('/')}/v1/{signal}" for signal in ("traces", "metrics", "logs")}
 
 
 class DebugExporterConfig(ExporterConfig):

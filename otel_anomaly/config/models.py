@@ -13,39 +13,22 @@ from pydantic import Field, field_validator, model_validator
 
 from otel_anomaly.config.conflicts import check_together, conflict
 from otel_anomaly.config.detectors import DetectorsConfig
+from otel_anomaly.config.doors import GrpcReceiverConfig, HttpReceiverConfig
 from otel_anomaly.config.exporters import AnyExporterConfig, FileExporterConfig, tagged
 from otel_anomaly.config.identity import IdentityConfig
 from otel_anomaly.config.overrides import OVERRIDES_MAX, OverrideConfig, check_overrides
 from otel_anomaly.config.patterns import Globs
 from otel_anomaly.config.quantities import (
-    GIB,
-    MIB,
     SECOND_NS,
     Count,
     Duration,
     Endpoint,
     Ratio,
-    Size,
 )
+from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
-
-
-class GrpcReceiverConfig(Section):
-    """OTLP/gRPC door."""
-
-    endpoint: Endpoint = "127.0.0.1:4317"
-    """Address to listen on."""
-    max_recv_msg_size_mib: Count = Field(default=64, gt=0, le=1024)
-    """Largest request in MiB, also after decompression."""
-
-
-class HttpReceiverConfig(Section):
-    """OTLP/HTTP door."""
-
-    endpoint: Endpoint = "127.0.0.1:4318"
-    """Address to listen on."""
-    max_request_body_size: Annotated[Size, Field(gt=0, le=GIB)] = 64 * MIB
-    """Largest request body, also after decompression."""
+from otel_anomaly.config.service import ServiceConfig
+from otel_anomaly.config.snapshots import SnapshotsConfig
 
 
 class ProtocolsConfig(Section):
@@ -167,13 +150,7 @@ class StorageConfig(Section):
 
     directory: str = Field(default="./otel-anomaly-data", min_length=1)
     """Made with owner-only permission when missing. OTEL_ANOMALY_DATA sets the default."""
-
-
-class ServiceConfig(Section):
-    """Life cycle."""
-
-    drain_timeout: Duration = 20 * SECOND_NS
-    """After SIGTERM, the longest time to deliver what is held."""
+    snapshots: SnapshotsConfig = SnapshotsConfig()
 
 
 def _default_exporters() -> dict[str, AnyExporterConfig]:
@@ -189,13 +166,26 @@ class Config(Section):
     detectors: DetectorsConfig = DetectorsConfig()
     policy: PolicyConfig = PolicyConfig()
     annotate: AnnotateConfig = AnnotateConfig()
+    redact: RedactConfig = RedactConfig()
     exporters: dict[str, AnyExporterConfig] = Field(default_factory=_default_exporters)
     """Every exporter gets everything. Key: type, or `type/name` for several of one type."""
+    ack: Literal["queued", "sent"] = "queued"
+    """When a client hears OK. `queued`: a required exporter's queue has it, on disk where the queue
+    is. `sent`: every required exporter has delivered it; the worst result is the client's."""
+    ack_timeout: Annotated[Duration, Field(gt=0, le=600 * SECOND_NS)] = 8 * SECOND_NS
+    """With `ack: sent`, after so long the client hears that it must send again; what it sent stays
+    queued. Best below the clients' own deadline: 10s in most SDKs."""
     audit: AuditConfig = AuditConfig()
     alerts: AlertsConfig = AlertsConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     storage: StorageConfig = StorageConfig()
     service: ServiceConfig = ServiceConfig()
+
+    @property
+    def answers_late(self) -> bool:
+        """Whether a client's answer can be open when its request is handed on."""
+        queues = (part.sending_queue for part in self.exporters.values() if part.required)
+        return self.ack == "sent" or any(queue.storage == "disk" for queue in queues)
 
     @field_validator("exporters", mode="before")
     @classmethod

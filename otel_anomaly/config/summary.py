@@ -83,4 +83,7 @@ def _target(config: Config, exporter: AnyExporterConfig) -> str:
         return str(signal_paths(config, exporter)["traces"])
     if exporter.kind == "debug":
         return "standard error"
-    return without_password(exporter.endpoint)
+    if exporter.endpoint is not None:
+        return without_password(exporter.endpoint)
+    urls = exporter.endpoints().items() if exporter.kind == "otlp_http" else ()
+    return ", ".join(f"{signal} {without_password(url)}" for signal, url in urls)

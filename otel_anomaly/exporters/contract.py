@@ -38,6 +38,8 @@ class SendResult(NamedTuple):
     about_data: bool = True
     """With REJECTED and TOO_LARGE: other bytes might have been taken. A missing credential
     refuses everything alike, so the parts of a merged request are not worth an attempt each."""
+    losses: tuple[tuple[str, int], ...] = ()
+    """Reason and items given up, of a request that went in pieces; only with SENT."""
 
 
 SENT = SendResult(Kind.SENT)

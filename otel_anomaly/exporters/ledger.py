@@ -57,9 +57,25 @@ class Ledger:
         """An attempt failed; the data is still held."""
         self._failed_spans.inc(spans)
 
-    def sent(self, parts: Sequence[Payload], spans: int, rejected: int) -> None:
-        """The next hop took over `parts`, of one signal, and says it left out `rejected`."""
+    def sent(
+        self,
+        parts: Sequence[Payload],
+        spans: int,
+        rejected: int,
+        losses: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        """The next hop took over `parts`, of one signal, and says it left out `rejected`.
+
+        `losses`, reason and items, never went to it: pieces of a request that was cut.
+        """
         self._release(spans)
+        if losses and parts[0].signal is not Signal.TRACES:
+            self.refused(parts, 0, losses[0][0])  # Counted by request: not all of it is there.
+            return
+        for reason, items in losses:
+            lost = min(items, spans)
+            self._dropped_spans.labels(self._exporter, reason).inc(lost)
+            spans -= lost
         self._sent_spans.inc(spans)
         self._sent_requests[parts[0].signal].inc(len(parts))
         # The number comes from outside and may be anything.
@@ -87,6 +103,7 @@ class Notices:
     def __init__(self, exporter: str) -> None:
         self._exporter = exporter
         self._failing = False
+        self._message = ""
         self._quiet_until_s: dict[str, float] = {}
 
     def works(self) -> None:
@@ -97,9 +114,14 @@ class Notices:
 
     def fails(self, message: str) -> None:
         """An attempt failed and is repeated."""
+        self._message = message
         if not self._failing:
             self._failing = True
             _LOG.warning("exporter %s: fails, will retry: %s", self._exporter, message)
+
+    def trouble(self) -> str:
+        """Why it fails, if it does."""
+        return f", fails: {self._message}" if self._failing else ""
 
     def lost(self, reason: str, message: str, now_s: float) -> None:
         """Data was given up, or the next hop did not keep all of it."""

@@ -28,7 +28,7 @@ from otel_anomaly.config import SECOND_NS
 from otel_anomaly.exporters.contract import Kind, SendResult, rejected
 from otel_anomaly.exporters.ledger import Ledger, Notices, spans_in
 from otel_anomaly.exporters.retry import Backoff, RetryPolicy
-from otel_anomaly.handoff import Outcome, Signal
+from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,17 +104,14 @@ class SendQueue:
         chance: Callable[[], float],
     ) -> None:
         self.name = name
-        self.required = config.required
-        self.capacity = config.sending_queue.queue_size
         self.used = 0
         """Bytes held or reserved."""
         self.ledger = Ledger(telemetry, name)
         self._exporter = exporter
         self._chance = chance
-        self._policy = RetryPolicy.of(config.retry_on_failure)
-        self._consumer_count = 1 if exporter.serial else config.sending_queue.num_consumers
-        self._merge_bytes_max = config.sending_queue.batch.max_size
-        self._flush_s = config.sending_queue.batch.flush_timeout / SECOND_NS
+        self._tasks: list[asyncio.Task[None]] = []
+        self._capacity_told = telemetry.queue_capacity.labels(name)
+        self._take_limits(config)
         self._notices = Notices(name)
         self._pending: list[Payload] = []
         self._pending_charge = 0
@@ -123,8 +120,21 @@ class SendQueue:
         self._draining = False
         self._closed = False
         self._shutdown_spans = 0
-        telemetry.queue_capacity.labels(name).set(self.capacity)
         telemetry.queue_size.labels(name).set_function(lambda: self.used)
+
+    def _take_limits(self, config: ExporterConfig) -> None:
+        queue = config.sending_queue
+        self.required, self.capacity = config.required, queue.queue_size
+        self._policy = RetryPolicy.of(config.retry_on_failure)
+        self._consumer_count = 1 if self._exporter.serial else queue.num_consumers
+        self._merge_bytes_max = queue.batch.max_size
+        self._flush_s = queue.batch.flush_timeout / SECOND_NS
+        self._capacity_told.set(self.capacity)
+
+    def retune(self, config: ExporterConfig) -> None:
+        """Go by other limits from now on. What is held stays, also where it is more than that."""
+        self._take_limits(config)
+        self._staff()
 
     async def start(self) -> None:
         """Open the exporter and start sending. Names the exporter in what it raises."""
@@ -138,10 +148,16 @@ class SendQueue:
         # Bounded by `used`: every group in it was charged.
         self._ready: asyncio.Queue[Group] = asyncio.Queue()
         self._empty = asyncio.Event()
-        self._tasks = [
-            asyncio.create_task(self._consume(), name=f"exporter {self.name} {index}")
-            for index in range(self._consumer_count)
-        ]
+        self._staff()
+
+    def _staff(self) -> None:
+        """See that all consumers are at work; those that are too many leave by themselves."""
+        for index in range(self._consumer_count):
+            if index == len(self._tasks) or self._tasks[index].done():
+                task = asyncio.create_task(
+                    self._consume(index), name=f"exporter {self.name} {index}"
+                )
+                self._tasks[index : index + 1] = [task]
 
     def offer(self, payload: Payload, charge: int) -> None:
         """Take room and the payload, or drop and count it: an optional exporter."""
@@ -169,6 +185,10 @@ class SendQueue:
         self.used -= charge
         if self._draining and not self.used:
             self._empty.set()
+
+    def trouble(self) -> str:
+        """What the exporter said last, if it fails; for health."""
+        return self._notices.trouble()
 
     def retry_after_s(self) -> float:
         """Seconds until there should be room again, by what left lately."""
@@ -231,9 +251,9 @@ class SendQueue:
         else:
             self._cut()
 
-    async def _consume(self) -> None:
-        """Send one group after the other, until cancelled."""
-        while True:
+    async def _consume(self, index: int) -> None:
+        """Send one group after the other, until cancelled or, by other limits, one too many."""
+        while index < self._consumer_count:
             group = await self._ready.get()
             try:
                 await self._deliver(group)
@@ -272,8 +292,10 @@ class SendQueue:
             return rejected(type(error).__name__)
 
     def _sent(self, group: Group, result: SendResult) -> None:
-        self.ledger.sent(group.parts, group.spans, result.rejected)
+        self.ledger.sent(group.parts, group.spans, result.rejected, result.losses)
         self._notices.works()
+        for reason, items in result.losses:
+            self._notices.lost(reason, f"{items} items, in pieces", self._loop.time())
         if result.rejected or result.message:
             text = f"{result.rejected} not kept by the next hop: {result.message}"
             self._notices.lost("partial success", text, self._loop.time())
@@ -298,67 +320,3 @@ class SendQueue:
     def _leave(self, group: Group) -> None:
         self._rate.add(group.charge, self._loop.time())
         self.free(group.charge)
-
-
-class Fanout:
-    """All queues as one: what the processor and the service see."""
-
-    def __init__(self, queues: Sequence[SendQueue]) -> None:
-        self._queues = tuple(queues)
-        self._required = tuple(queue for queue in queues if queue.required)
-        self._optional = tuple(queue for queue in queues if not queue.required)
-        self._bytes_max = min((queue.capacity for queue in self._required), default=math.inf)
-        self._stopping = False
-
-    async def start(self) -> None:
-        """Start all, or none."""
-        started: list[SendQueue] = []
-        try:
-            for queue in self._queues:
-                await queue.start()
-                started.append(queue)
-        except BaseException:
-            await asyncio.gather(*(queue.stop(0) for queue in started))
-            raise
-
-    def reserve(self, bytes_needed: int) -> Outcome:
-        """Set room aside in every required queue, or in none, and say why not."""
-        if self._stopping:
-            return Outcome.STOPPING
-        charge = charge_of(bytes_needed)
-        if charge > self._bytes_max:
-            return Outcome.TOO_LARGE  # No drain will ever make room for it.
-        for queue in self._required:
-            if queue.used + charge > queue.capacity:
-                return Outcome.QUEUE_FULL
-        for queue in self._required:
-            queue.used += charge
-        return Outcome.ACCEPTED
-
-    def commit(self, payload: Payload, bytes_reserved: int) -> None:
-        """Fill a reservation. Cannot fail: that is what the reservation was for."""
-        size = len(payload.body)
-        assert size <= bytes_reserved
-        charge = charge_of(size)
-        spare = charge_of(bytes_reserved) - charge
-        for queue in self._required:
-            queue.free(spare)
-            queue.put(payload, charge)
-        for queue in self._optional:
-            queue.offer(payload, charge)
-
-    def release(self, bytes_reserved: int) -> None:
-        """Give a reservation back unused."""
-        for queue in self._required:
-            queue.free(charge_of(bytes_reserved))
-
-    def retry_after_s(self) -> float:
-        """When a refused client may succeed, seconds, from 1 to 30."""
-        waits = (queue.retry_after_s() for queue in self._required)
-        return max(waits, default=RETRY_AFTER_S_MIN)
-
-    async def stop(self, drain_timeout_s: float) -> dict[str, int]:
-        """Refuse what comes, deliver what is held. Returns spans dropped, by exporter."""
-        self._stopping = True
-        dropped = await asyncio.gather(*(queue.stop(drain_timeout_s) for queue in self._queues))
-        return {queue.name: spans for queue, spans in zip(self._queues, dropped, strict=True)}

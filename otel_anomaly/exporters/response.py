@@ -6,12 +6,14 @@ never changes the fate that the status code decided.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
@@ -26,7 +28,7 @@ from otel_anomaly.exporters.contract import SENT, Kind, SendResult, clipped
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from google.protobuf.message import Message
 
 RESPONSE_BYTES_MAX: Final = 4 << 20
 """Of a response, as OTLP recommends."""
@@ -35,47 +37,59 @@ DETAILS_BYTES_MAX: Final = 16 << 10
 DATE_CHARS_MAX: Final = 64
 
 
-def taken(response: bytes, signal: Signal) -> SendResult:
+class Success(NamedTuple):
+    """How the next hop answers for a signal."""
+
+    response: type[Message]
+    rejected: str
+    """The field of `partial_success` that counts what was left out."""
+
+
+_SUCCESS: Final = {
+    Signal.TRACES: Success(ExportTraceServiceResponse, "rejected_spans"),
+    Signal.METRICS: Success(ExportMetricsServiceResponse, "rejected_data_points"),
+    Signal.LOGS: Success(ExportLogsServiceResponse, "rejected_log_records"),
+}
+assert set(_SUCCESS) == set(Signal), "every signal has its response"
+
+
+def taken(body: bytes, signal: Signal, *, in_json: bool = False) -> SendResult:
     """The result of a request that was answered with success."""
-    if not response:
+    if not body:
         return SENT
+    success = _SUCCESS[signal]
+    response: Any = success.response()
     try:
-        rejected, message = _PARTIAL_SUCCESS[signal](response)
-    except DecodeError:
+        if in_json:
+            json_format.Parse(body, response, ignore_unknown_fields=True)
+        else:
+            response.ParseFromString(body)
+    except (DecodeError, json_format.ParseError, ValueError, RecursionError):
         # The status says that the data was taken; sending it again would double it.
         return SendResult(Kind.SENT, "its response cannot be read")
-    return SendResult(Kind.SENT, clipped(message), rejected=rejected)
+    partial = response.partial_success
+    return SendResult(
+        Kind.SENT, clipped(partial.error_message), rejected=getattr(partial, success.rejected)
+    )
 
 
-def _traces(response: bytes) -> tuple[int, str]:
-    partial = ExportTraceServiceResponse.FromString(response).partial_success
-    return partial.rejected_spans, partial.error_message
-
-
-def _metrics(response: bytes) -> tuple[int, str]:
-    partial = ExportMetricsServiceResponse.FromString(response).partial_success
-    return partial.rejected_data_points, partial.error_message
-
-
-def _logs(response: bytes) -> tuple[int, str]:
-    partial = ExportLogsServiceResponse.FromString(response).partial_success
-    return partial.rejected_log_records, partial.error_message
-
-
-_PARTIAL_SUCCESS: Final[dict[Signal, Callable[[bytes], tuple[int, str]]]] = {
-    Signal.TRACES: _traces,
-    Signal.METRICS: _metrics,
-    Signal.LOGS: _logs,
-}
-assert set(_PARTIAL_SUCCESS) == set(Signal), "every signal has its response"
-
-
-def status_message(body: bytes) -> str:
+def status_message(body: bytes, *, in_json: bool = False) -> str:
     """The sentence in an encoded google.rpc.Status, as OTLP/HTTP sends it with an error."""
+    if in_json:
+        return _json_message(body)
     try:
         return clipped(Status.FromString(body[:DETAILS_BYTES_MAX]).message)
     except DecodeError:
         return ""
+
+
+def _json_message(body: bytes) -> str:
+    """The same in JSON. By hand: the details may be of types that only the next hop knows."""
+    try:
+        status = json.loads(body) if len(body) <= DETAILS_BYTES_MAX else None
+    except (ValueError, RecursionError):
+        return ""
+    return clipped(status.get("message") or "") if isinstance(status, dict) else ""
 
 
 def retry_info_s(details: bytes) -> float | None:

@@ -42,6 +42,7 @@ from otel_anomaly.otlp.commands import (
     read_command,
     slashed_host,
 )
+from otel_anomaly.otlp.covering import NO_COVER, cover, cover_if, cover_key, cover_keys
 from otel_anomaly.otlp.credentials import find_login, mark_credentials, of_committer
 from otel_anomaly.otlp.found import (
     ACCOUNT,
@@ -104,6 +105,7 @@ __all__ = [
     "PUBLIC",
     "SECRETIVE",
     "TEXTUAL",
+    "cover_all",
     "is_plain",
     "look",
     "make_content_plan",
@@ -165,7 +167,7 @@ def look(text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record
         _whole_path(text, at, end, plan, found)
     elif may_be_host(text, at, end):
         bare_host(text, at, end, plan, found)
-    mails = _sweep(text, at, end, hints, plan, found, before)
+    mails = _sweep(text, at, end, hints, plan, found, before, NO_COVER, text, np.int64(0))
     found["personal"] += mails
     if hints & SECRETIVE != 0 and found["secrets"] == before:
         add_opaque(text, at, end, plan["seed"], found, before)
@@ -173,6 +175,36 @@ def look(text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record
         found["credentials"] = known + 1
     if hints & ACCOUNTISH != 0:
         find_account(text, at, end, plan["seed"], found)
+
+
+@kernel
+def cover_all(
+    text: Array,
+    at: Int,
+    end: Int,
+    hints: Int,
+    plan: Record,
+    found: Record,
+    what: Int,
+    to: Array,
+    shift: Int,
+) -> None:
+    """Cover with stars what a string value holds of what is told, in a copy of it.
+
+    The value is [at, end) of `text`, the copy [at + shift, end + shift) of `to`. `what`: SECRETS,
+    MAILS, PHONES, NUMBERS. What was covered is counted in `found["marked"]`.
+    """
+    text, to = borrow(text), borrow(to)
+    while at < end and load1(text, at) <= 32:
+        at += 1
+    while end > at and load1(text, end - 1) <= 32:
+        end -= 1
+    found["secrets"], found["destinations"], found["beyond"] = 0, 0, 0
+    found["mark_end"] = 0
+    _sweep(text, at, end, hints, plan, found, np.int64(0), what, to, shift)
+    if hints & SECRETIVE != 0 and found["secrets"] == 0 and at < end:
+        add_opaque(text, at, end, plan["seed"], found, np.int64(0))
+        cover(text, at, end, found, what, to, shift)
 
 
 @kernel
@@ -269,6 +301,9 @@ def _read_runs(
     seed: Int,
     found: Record,
     before: Int,
+    what: Int,
+    to: Array,
+    shift: Int,
 ) -> Int:
     """Read the long runs of key-like bytes that end in a block; returns where the last begins.
 
@@ -279,7 +314,7 @@ def _read_runs(
         return begin
     head = lowest(gaps)
     if block + head - begin >= KEY_LEAST:
-        _read_run(text, first, begin, block + head, seed, found, before)
+        _read_run(text, first, begin, block + head, seed, found, before, what, to, shift)
     starts = gaps ^ _ALL
     starts &= starts >> 1
     starts &= starts >> 2
@@ -290,15 +325,36 @@ def _read_runs(
         start = lowest(starts)
         if gaps >> start != 0:
             stop = start + lowest(gaps >> start)
-            _read_run(text, first, block + start, block + stop, seed, found, before)
+            start, stop = block + start, block + stop
+            _read_run(text, first, start, stop, seed, found, before, what, to, shift)
     return block + bit_length(gaps)
 
 
 assert KEY_LEAST == BLOCK // 2, "what `_read_runs` counts on"
 
 
-@kernel
+@inlined
 def _read_run(
+    text: Array,
+    first: Int,
+    begin: Int,
+    end: Int,
+    seed: Int,
+    found: Record,
+    before: Int,
+    what: Int,
+    to: Array,
+    shift: Int,
+) -> None:
+    """Count the secrets in a long run of key-like bytes, or cover them."""
+    if what == NO_COVER:
+        _count_run(text, first, begin, end, seed, found, before)
+    else:
+        cover_keys(text, first, begin, end, seed, found, what, to, shift)
+
+
+@kernel
+def _count_run(
     text: Array, first: Int, begin: Int, end: Int, seed: Int, found: Record, before: Int
 ) -> None:
     """Count the secrets in a long run of key-like bytes."""
@@ -309,11 +365,38 @@ def _read_run(
         mark_credentials(text, first, begin, end, found, had)
 
 
-@kernel
+@inlined
 def _private_keys(
-    text: Array, block: Int, dashes: Int, end: Int, seed: Int, found: Record, before: Int
-) -> None:
-    """Count the private keys whose first line begins in a block: five dashes, and no sixth.
+    text: Array,
+    block: Int,
+    dashes: Int,
+    end: Int,
+    seed: Int,
+    found: Record,
+    before: Int,
+    key_end: Int,
+    what: Int,
+    to: Array,
+    shift: Int,
+) -> Int:
+    """Count the private keys whose first line begins in a block, or cover them.
+
+    `key_end`: up to where one was covered; returns the same.
+    """
+    starts = _begins_of_keys(dashes)
+    while starts != 0:
+        begin = block + lowest(starts)
+        starts &= starts - 1
+        if what == NO_COVER:
+            find_private_key(text, begin, end, seed, found, before)
+        elif begin >= key_end:
+            key_end = cover_key(text, begin, end, seed, found, what, to, shift, key_end)
+    return key_end
+
+
+@inlined
+def _begins_of_keys(dashes: Int) -> Int:
+    """Where in a block a private key may begin: five dashes, and no sixth.
 
     The dashes may go on in the next block.
     """
@@ -321,9 +404,7 @@ def _private_keys(
     starts = dashes & dashes >> 1
     starts = starts & starts >> 2 & dashes >> 4 & _ALL
     starts &= ~(dashes >> 5) | 31 << (BLOCK - 5)
-    while starts != 0:
-        find_private_key(text, block + lowest(starts), end, seed, found, before)
-        starts &= starts - 1
+    return starts
 
 
 @inlined
@@ -359,33 +440,77 @@ def _role_of_mails(text: Array, at: Int, end: Int, hints: Int) -> Int:
 
 @inlined
 def _around_sign(
-    text: Array, first: Int, at: Int, end: Int, read: Int, seed: Int, found: Record, before: Int
+    text: Array,
+    first: Int,
+    at: Int,
+    end: Int,
+    read: Int,
+    seed: Int,
+    found: Record,
+    before: Int,
+    what: Int,
+    to: Array,
+    shift: Int,
 ) -> Int:
     """Count the secret around the `:` or `=` at `at`; returns how far assignments are read."""
     if load1(text, at) == _COLON and at > first:
         if kind_at(text, at - 1) & DIGIT != 0:
             find_bot_token(text, first, at, end, seed, found, before)
+            cover_if(text, first, end, found, what, to, shift)
         if at + 1 < end and kind_at(text, at + 1) & (SPACE | QUOTE) == 0:
             find_login(text, first, at, end, seed, found, before)
+            cover_if(text, first, end, found, what, to, shift)
     if at < read or not announces(text, first, at):
         return read
     had = np.int64(found["secrets"])
     read = find_assigned(text, first, at, end, seed, found, before)
+    cover_if(text, first, end, found, what, to, shift)
     if found["secrets"] != had:
         mark_credentials(text, first, at + 1, end, found, had)
     return read
 
 
 @inlined
+def _read_number(
+    text: Array,
+    first: Int,
+    last: Int,
+    at: Int,
+    hints: Int,
+    seed: Int,
+    found: Record,
+    what: Int,
+    to: Array,
+    shift: Int,
+) -> Int:
+    """Read what stands around the digit at `at`; returns from where to go on."""
+    stop = plain_number_end(text, first, at, last)
+    if stop < 0:
+        stop = find_number(text, first, last, at, hints, seed, found)
+        cover_if(text, first, last, found, what, to, shift)
+    return max(stop, at + 1)
+
+
+@inlined
 def _sweep(
-    text: Array, at: Int, end: Int, hints: Int, plan: Record, found: Record, before: Int
+    text: Array,
+    at: Int,
+    end: Int,
+    hints: Int,
+    plan: Record,
+    found: Record,
+    before: Int,
+    what: Int,
+    to: Array,
+    shift: Int,
 ) -> Int:
     """Look at every place where something may stand; returns the mail addresses in running text.
 
-    What is cheap to rule out is ruled out here, what is left goes to the room that knows.
+    What is cheap to rule out is ruled out here, what is left goes to the room that knows. `what`:
+    what of it is to be covered in a copy, see `cover_all`.
     """
     # How far links, numbers and assignments are read, and where a run of key-like bytes begins.
-    link_end, number_end, value_end, run_begin = at, at, at, at
+    link_end, number_end, value_end, run_begin, key_end = at, at, at, at, at
     mails, aside = np.int64(0), _UNKNOWN
     # Up to where words were held against command lines, and how far these were read.
     word_end, reading = at, NOT_BEGUN
@@ -395,18 +520,19 @@ def _sweep(
         digits, marks = _digits_and_marks(text, block, end, reading)
         if has_room:
             dashes, gaps = _dashes_and_gaps(text, block, end)
-            run_begin = _read_runs(text, at, run_begin, block, gaps, seed, found, before)
+            run_begin = _read_runs(
+                text, at, run_begin, block, gaps, seed, found, before, what, to, shift
+            )
             if dashes != 0:
-                _private_keys(text, block, dashes, end, seed, found, before)
+                key_end = _private_keys(
+                    text, block, dashes, end, seed, found, before, key_end, what, to, shift
+                )
         while digits | marks != 0:
             bit = (digits | marks) & -(digits | marks)
             i = block + bit_length(bit) - 1
             if digits & bit != 0:
                 if i >= number_end:
-                    number_end = plain_number_end(text, at, i, end)
-                    if number_end < 0:
-                        number_end = find_number(text, at, end, i, hints, seed, found)
-                    number_end = max(number_end, i + 1)
+                    number_end = _read_number(text, at, end, i, hints, seed, found, what, to, shift)
                 digits = _from(digits, min(number_end - block, BLOCK))
                 continue
             marks ^= bit
@@ -425,15 +551,19 @@ def _sweep(
                         aside = _role_of_mails(text, at, end, hints)
                     link_end, is_mail = mail(text, link_end, i, end, aside, plan, found)
                     mails += is_mail if not of_committer(text, at, i) else 0
+                    cover_if(text, at, end, found, what, to, shift)
             else:
                 behind = i
                 if byte == _COLON and i >= link_end and may_be_url(text, at, i, end):
                     role, reading = _role_of_link(text, at, i, end, hints, reading)
                     behind = url(text, at, i, end, role, plan, found, before)
+                    cover_if(text, at, end, found, what, to, shift)
                 if behind > i:
                     link_end, number_end = behind, max(number_end, behind)
                 else:
-                    value_end = _around_sign(text, at, i, end, value_end, seed, found, before)
+                    value_end = _around_sign(
+                        text, at, i, end, value_end, seed, found, before, what, to, shift
+                    )
     if has_room and end - run_begin >= KEY_LEAST:
-        _read_run(text, at, run_begin, end, seed, found, before)
+        _read_run(text, at, run_begin, end, seed, found, before, what, to, shift)
     return mails if aside > 0 and aside & ASIDE != 0 else np.int64(0)

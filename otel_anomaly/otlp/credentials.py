@@ -19,7 +19,7 @@ import numpy as np
 
 from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1
 from otel_anomaly.otlp.characters import LETTER, QUOTE, SPACE, kind_at, packed, word_at
-from otel_anomaly.otlp.found import add_secret, range_hash
+from otel_anomaly.otlp.found import add_secret
 from otel_anomaly.otlp.opaque import SECRETIVE, is_opaque, name_hints
 
 _HEADER_MAX: Final = 64
@@ -131,7 +131,7 @@ def find_login(
     if not is_opaque(text, colon + 1, last):
         return
     had = np.int64(found["secrets"])
-    add_secret(found, range_hash(text, colon + 1, last, seed), before)
+    add_secret(found, text, colon + 1, last, seed, before)
     found["credentials"] += found["secrets"] - had
 
 

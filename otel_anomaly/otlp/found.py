@@ -39,6 +39,11 @@ FOUND = np.dtype(
         ("personal", "i4"),  # All personal data, the strong ones included.
         ("personal_strong", "i4"),  # Of these: card, account and national id numbers.
         ("secret", "i8", (SECRETS_MAX,)),  # The last ones counted: a copy counts once in a value.
+        # Where the secret or personal datum met last lies, counted or not: for who covers it.
+        ("mark_at", "i8"),
+        ("mark_end", "i8"),
+        ("mark_is", "i4"),
+        ("marked", "i4"),  # How many of them were covered.
     ],
     align=True,
 )
@@ -49,6 +54,16 @@ FOUND = np.dtype(
 def range_hash(text: Array, at: Int, end: Int, seed: Int) -> Int:
     """`hash_bytes` of [at, end), compiled once: none of its callers here is in a hurry."""
     return hash_bytes(text, at, end - at, seed)
+
+
+SECRETS, MAILS, PHONES, NUMBERS = (1 << bit for bit in range(4))
+"""What a mark is. NUMBERS: of cards, accounts and citizens."""
+
+
+@inlined
+def set_mark(found: Record, at: Int, end: Int, what: Int) -> None:
+    """Note where something lies that is to be covered when a request is redacted."""
+    found["mark_at"], found["mark_end"], found["mark_is"] = at, end, what
 
 
 @inlined
@@ -87,9 +102,10 @@ def add_destination(found: Record, key: Int, kinds: Int) -> None:
 
 
 @kernel
-def add_secret(found: Record, key: Int, before: Int) -> None:
-    """Count a secret candidate. `before`: how many there were before this value."""
-    count = found["secrets"]
+def add_secret(found: Record, text: Array, at: Int, end: Int, seed: Int, before: Int) -> None:
+    """Count the secret candidate in [at, end). `before`: how many there were before this value."""
+    set_mark(found, at, end, SECRETS)
+    key, count = range_hash(text, at, end, seed), found["secrets"]
     if count - before >= SECRETS_MAX:
         return
     secrets = found["secret"]

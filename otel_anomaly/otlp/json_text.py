@@ -120,7 +120,7 @@ def _read_escaped(
             return at + 1, room, put, True
         if at >= end or load1(data, at) != BACKSLASH:
             return np.int64(-1), room, room, True
-        at, put = _unescape(data, at + 1, end, scratch, put)
+        at, put = unescape(data, at + 1, end, scratch, put)
         if at < 0:
             return np.int64(-1), room, room, True
         start = at
@@ -129,7 +129,7 @@ def _read_escaped(
 
 
 @inlined
-def _unescape(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
+def unescape(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
     """What follows a backslash, written out: (next, where the text goes on); next -1: broken."""
     if at >= end:
         return np.int64(-1), put
@@ -154,7 +154,7 @@ def _hex4(data: Array, at: Int, end: Int) -> Int:
 
 @inlined
 def _unescape_unicode(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
-    """`_unescape` behind a \\u: one character, or two halves of one, as UTF-8."""
+    """`unescape` behind a \\u: one character, or two halves of one, as UTF-8."""
     code = _hex4(data, at, end)
     at += 4
     if 0xD800 <= code <= 0xDBFF and end - at >= 6:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from otel_anomaly.kernels import Array, Int, Record, kernel, load1, load8, load_word
+from otel_anomaly.kernels import Array, Int, Record, inlined, kernel, load1, load8, load_word
 from otel_anomaly.otlp.characters import (
     ALNUM,
     BASE64,
@@ -35,7 +35,7 @@ from otel_anomaly.otlp.characters import (
     kind_at,
     span_of,
 )
-from otel_anomaly.otlp.found import add_secret, range_hash
+from otel_anomaly.otlp.found import add_secret
 from otel_anomaly.otlp.hashing import load_rest
 
 
@@ -206,12 +206,27 @@ for _prefix in (*(form.prefix for form in _FORMS), "sig="):
 def find_keys(text: Array, at: Int, end: Int, seed: Int, found: Record, before: Int) -> None:
     """Count the keys in a run of key-like bytes. `before`: secrets before this value."""
     begin, jwt_from = at, at
+    while True:
+        start, stop, at, jwt_from = next_key(text, begin, at, end, jwt_from)
+        if stop < 0:
+            return
+        add_secret(found, text, start, stop, seed, before)
+
+
+@inlined
+def next_key(
+    text: Array, begin: Int, at: Int, end: Int, jwt_from: Int
+) -> tuple[Int, Int, Int, Int]:
+    """The next key from `at` on in a run that starts at `begin`, and how to go on behind it.
+
+    (where it begins, ends; then `at` and `jwt_from` for the next one). It ends at -1: no more.
+    """
     while end - at >= KEY_LEAST:
         if kind_at(text, at) & ALNUM == 0:
             stop = _azure(text, begin, at, end) if load1(text, at) == 126 else np.int64(-1)
-            if stop > 0:
-                add_secret(found, range_hash(text, at - 5, stop, seed), before)
             at += 1
+            if stop > 0:
+                return at - 6, stop, at, jwt_from
             continue
         stop = np.int64(-1)
         if load1(_SECONDS, load1(text, at)) >> (load1(text, at + 1) & 31) & 1 != 0:
@@ -223,10 +238,9 @@ def find_keys(text: Array, at: Int, end: Int, seed: Int, found: Record, before: 
         if stop < 0 and at >= jwt_from and load_rest(text, at, 3) == _EYJ:
             stop, jwt_from = _web_token(text, at, end)
         if stop > 0:
-            add_secret(found, range_hash(text, at, stop, seed), before)
-            at = stop
-        else:
-            at = alnum_end(text, at, end)
+            return at, stop, stop, jwt_from
+        at = alnum_end(text, at, end)
+    return at, np.int64(-1), at, jwt_from
 
 
 @kernel
@@ -357,7 +371,7 @@ def find_private_key(text: Array, at: Int, end: Int, seed: Int, found: Record, b
     if last != _VATE_KEY and last != _EY_BLOCK:
         return at
     start = stop + 5
-    add_secret(found, range_hash(text, start, min(end, start + _KEY_SAMPLE), seed), before)
+    add_secret(found, text, start, min(end, start + _KEY_SAMPLE), seed, before)
     return start
 
 
@@ -373,4 +387,4 @@ def find_bot_token(
         return
     stop = span_of(text, colon + 1, min(end, colon + 37), URL_SAFE)
     if stop - colon - 1 == 35:
-        add_secret(found, range_hash(text, begin, stop, seed), before)
+        add_secret(found, text, begin, stop, seed, before)

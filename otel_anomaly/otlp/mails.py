@@ -39,7 +39,16 @@ from otel_anomaly.otlp.characters import (
     word_at,
     word_set,
 )
-from otel_anomaly.otlp.found import ASIDE, MAIL, OUTSIDE, PUBLIC, add_destination, range_hash
+from otel_anomaly.otlp.found import (
+    ASIDE,
+    MAIL,
+    MAILS,
+    OUTSIDE,
+    PUBLIC,
+    add_destination,
+    range_hash,
+    set_mark,
+)
 from otel_anomaly.otlp.hashing import hash_two
 from otel_anomaly.otlp.host_names import ADDRESS4, BROKEN, HOST_BYTES, normal_host, normal_ipv6
 from otel_anomaly.otlp.hosts import allowed, is_public
@@ -142,6 +151,7 @@ def mail(
         seed,
     )
     add_destination(found, hash_two(np.int64(MAIL), key, seed), kinds)
+    set_mark(found, begin, stop, MAILS)
     return stop, np.int64(1)
 
 

@@ -41,7 +41,7 @@ from otel_anomaly.otlp.characters import (
     packed,
     word_at,
 )
-from otel_anomaly.otlp.found import add_secret, range_hash
+from otel_anomaly.otlp.found import add_secret
 from otel_anomaly.otlp.paths import has_drive
 
 SECRETIVE, ACCOUNTISH, CITIZEN, ADDRESSEE, TEXTUAL, LOGIN, SOCIAL, PHONE, CPF = (
@@ -346,7 +346,7 @@ def find_bearer(
     if at - low > scheme and kind_at(text, at - scheme - 1) & LETTER != 0:
         return
     if is_opaque(text, at, end) or (scheme == 6 and _is_login(text, at, end)):
-        add_secret(found, range_hash(text, at, end, seed), before)
+        add_secret(found, text, at, end, seed, before)
 
 
 @kernel
@@ -421,7 +421,7 @@ def find_assigned(
     while stop < limit and not _ends_value(text, stop):
         stop += 1
     if is_opaque(text, at, stop):
-        add_secret(found, range_hash(text, at, stop, seed), before)
+        add_secret(found, text, at, stop, seed, before)
     return stop
 
 
@@ -439,7 +439,7 @@ def add_opaque(text: Array, at: Int, end: Int, seed: Int, found: Record, before:
     """Count a value, white space cut off, whose name announces a secret, when it is opaque."""
     at = behind_scheme(text, at, end)
     if is_opaque(text, at, end):
-        add_secret(found, range_hash(text, at, end, seed), before)
+        add_secret(found, text, at, end, seed, before)
 
 
 @kernel
@@ -450,4 +450,4 @@ def add_password(text: Array, at: Int, end: Int, seed: Int, found: Record, befor
     first = load1(text, at)
     if first == 36 or first == 60 or first == 123 or first == 42:  # $VAR <password> {x} ***
         return
-    add_secret(found, range_hash(text, at, end, seed), before)
+    add_secret(found, text, at, end, seed, before)

@@ -89,7 +89,17 @@ from otel_anomaly.otlp.digit_groups import (
     signs_of,
     with_next_block,
 )
-from otel_anomaly.otlp.found import ACCOUNT, ASIDE, DATUM, OUTSIDE, add_destination, range_hash
+from otel_anomaly.otlp.found import (
+    ACCOUNT,
+    ASIDE,
+    DATUM,
+    NUMBERS,
+    OUTSIDE,
+    PHONES,
+    add_destination,
+    range_hash,
+    set_mark,
+)
 from otel_anomaly.otlp.hashing import hash_two
 from otel_anomaly.otlp.opaque import ADDRESSEE, CITIZEN, CPF, PHONE, SOCIAL
 from otel_anomaly.otlp.phones import phone_groups
@@ -184,13 +194,14 @@ def _coded(
         if span_of(text, at + 2, at + 8, DIGIT) == at + 8:
             strong = strong or is_nino(text, at, at + 2, at + 8)
     if strong:
-        _count(found, 1)
+        _count(found, at, stop, 1)
     return stop
 
 
 @inlined
-def _count(found: Record, strong: Int) -> None:
+def _count(found: Record, at: Int, end: Int, strong: Int) -> None:
     """Count one personal datum."""
+    set_mark(found, at, end, NUMBERS if strong != 0 else PHONES)
     found["personal"] += 1
     found["personal_strong"] += strong
 
@@ -212,8 +223,9 @@ def _add_iban(
         size += 1 if kind_at(text, i) & ALNUM != 0 else 0
     kinds = ACCOUNT | (OUTSIDE if whole else ASIDE) | (DATUM if datum else 0)
     _add_account(iban, size, kinds, seed, found)
+    set_mark(found, at, end, NUMBERS)
     if not whole:
-        _count(found, 1)
+        _count(found, at, end, 1)
 
 
 @kernel
@@ -311,14 +323,14 @@ def _grouped(
         return span_of(text, at, last, WORD)
     used = _strong_groups(text, first, last, at, shape, signs, count, hints)
     if used > 0:
-        _count(found, 1)
+        _count(found, at, behind_groups(text, at, last, used), 1)
     else:
         plus = before == 43 and (at - 1 == first or kind_at(text, at - 2) & WORD == 0)
         used = phone_groups(text, at, shape, signs, count, plus, before == BRACKET)
         if used == 0 and hints & PHONE != 0 and 10 <= shape & LENGTH_MASK <= 15 and count == 1:
             used = np.int64(1)
         if used > 0 and not _goes_before(text, first, at, signs):
-            _count(found, 0)
+            _count(found, at, behind_groups(text, at, last, used), 0)
     return max(behind_first, behind_groups(text, at, last, used)) if used > 0 else behind_first
 
 

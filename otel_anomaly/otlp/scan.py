@@ -144,6 +144,8 @@ class Columns(NamedTuple):
     forged_count: int
     """Attributes under our prefix that came with the spans."""
     signal: np.int64 = TRACES
+    redacted: bytes | None = None
+    """What is forwarded instead of `body`: as long, with secrets covered. None: all of it."""
 
 
 @kernel

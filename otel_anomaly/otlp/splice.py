@@ -188,18 +188,21 @@ def splice(columns: Columns, keys: np.ndarray, blob: np.ndarray, ends: np.ndarra
 
     `blob` is uint8 and holds whole `Span.attributes` fields, tag and length included, also for log
     records, whose own tag they get; `ends` is int64 [rows]. Attributes under our prefix that came
-    with a span are left out. Returns `body` itself when nothing changes.
+    with a span are left out. Returns `body` itself when nothing changes, or what stands for it.
     """
     rows = columns.rows
     assert ends.size == rows.size
     if rows.size == 0 or (ends[-1] == 0 and columns.forged_count == 0):
-        return columns.body
+        return columns.body if columns.redacted is None else columns.redacted
+    data = columns.data
+    if columns.redacted is not None:
+        data = np.frombuffer(columns.redacted, np.uint8)
     growth = np.empty(len(columns.resources) + len(columns.scopes), np.int64)
     total = _sizes(rows, columns.resources, columns.scopes, ends, growth)
     out = np.empty(columns.data.size + total, np.uint8)
     attributes = ATTRIBUTES_OF_RECORD if columns.signal == LOGS else ATTRIBUTES_OF_SPAN
     written = _splice(
-        columns.data,
+        data,
         attributes,
         rows,
         columns.resources,

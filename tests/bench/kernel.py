@@ -144,7 +144,7 @@ def bench_kernel(
     argument_bytes: int = traffic.BENCHMARK_ARGUMENT_BYTES,
 ) -> KernelResult:
     """Measure in this process. A small processor goes first: it loads the kernels."""
-    from otel_anomaly.service import keep_freed_memory  # noqa: PLC0415 - the same.
+    from otel_anomaly.running import keep_freed_memory  # noqa: PLC0415 - the same.
 
     keep_freed_memory()  # As the service does.
     Bench(spans, agents=spans).fill()
