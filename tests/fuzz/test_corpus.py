@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests import naive, traffic, wire_reader
-from tests.fuzz import argument_target, disk_target, snapshot_target
+from tests.fuzz import argument_target, disk_target, json_target, snapshot_target
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
@@ -24,6 +24,7 @@ CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
 DISK = sorted((ROOT / "tests" / "data" / "fuzz-disk").glob("*.bin"))
 SNAPSHOTS = sorted((ROOT / "tests" / "data" / "fuzz-snapshot").glob("*.bin"))
 ARGUMENTS = sorted((ROOT / "tests" / "data" / "fuzz-arguments").glob("*.bin"))
+JSON = sorted((ROOT / "tests" / "data" / "fuzz-json").glob("*.bin"))
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -71,6 +72,15 @@ def test_snapshot_corpus(path: Path) -> None:
     Guarantees: refused with a reason, or as good as any.
     """
     snapshot_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", JSON, ids=lambda path: path.stem)
+def test_json_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the JSON codec's fuzzer, and what it found.
+    Guarantees: the codec agrees with its twin about each, about it changed, and on the way back.
+    """
+    json_target.check(path.read_bytes())
 
 
 def test_corpus_is_worth_its_place() -> None:
