@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 import grpc.aio
 from aiohttp import web
+from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from otel_anomaly.config import Config
 from otel_anomaly.exporters import Fanout, build
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 Code = grpc.StatusCode
 NAME = "next"
+_LARGE = 1 << 20
 
 
 class Answer(NamedTuple):
@@ -148,6 +151,11 @@ class _RawHttp:
             return web.Response()
         headers = {"Retry-After": str(answer.delay_s)} if answer.delay_s is not None else {}
         headers |= {"Retry-After": answer.date} if answer.date else {}
+        if hop.out.encoding == "json" and len(answer.body) < _LARGE:
+            headers["Content-Type"] = "application/json"
+            response = ExportTraceServiceResponse.FromString(answer.body)
+            body = json_format.MessageToJson(response).encode()
+            return web.Response(status=answer.code or 200, body=body, headers=headers)
         return web.Response(status=answer.code or 200, body=answer.body, headers=headers)
 
 

@@ -105,7 +105,7 @@ def test_E1_transient_failures_are_retried(out: Out) -> None:  # noqa: N802 - th
 @pytest.mark.parametrize("out", [out for out in PLAIN if out.encoding == "proto"], ids=str)
 def test_E2_the_delay_asked_for_is_kept(out: Out) -> None:  # noqa: N802
     """
-    Scenario: the next hop asks for an hour with a retryable refusal; retries end after a second.
+    Scenario: the next hop asks for an hour with a retryable refusal; retries end after 30 seconds.
     Guarantees: given up at once: the next attempt would come too late. The delay was read.
     """
 
