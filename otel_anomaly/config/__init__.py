@@ -10,6 +10,7 @@ from otel_anomaly.config.conflicts import (
     listening,
     queue_directory,
     signal_paths,
+    snapshot_path,
 )
 from otel_anomaly.config.detectors import (
     BurstConfig,
@@ -29,6 +30,18 @@ from otel_anomaly.config.detectors import (
     RiskConfig,
     RiskWeights,
     UnknownConnectionConfig,
+)
+from otel_anomaly.config.doors import (
+    AuthConfig,
+    BasicConfig,
+    BearerConfig,
+    CorsConfig,
+    GrpcReceiverConfig,
+    HtpasswdConfig,
+    HttpPerClientConfig,
+    HttpReceiverConfig,
+    PerClientConfig,
+    TlsServerConfig,
 )
 from otel_anomaly.config.exporters import (
     EXPORTER_KINDS,
@@ -51,8 +64,6 @@ from otel_anomaly.config.models import (
     AuditConfig,
     Config,
     DialectsConfig,
-    GrpcReceiverConfig,
-    HttpReceiverConfig,
     MetricsConfig,
     OtlpReceiverConfig,
     PolicyConfig,
@@ -77,6 +88,7 @@ from otel_anomaly.config.quantities import (
 from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import MemoryConfig, ServiceConfig
+from otel_anomaly.config.snapshots import SnapshotsConfig
 from otel_anomaly.config.source import Source
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
@@ -95,11 +107,15 @@ __all__ = [
     "AnnotateConfig",
     "AnyExporterConfig",
     "AuditConfig",
+    "AuthConfig",
+    "BasicConfig",
     "BatchConfig",
+    "BearerConfig",
     "BurstConfig",
     "ChildProcessConfig",
     "Config",
     "ConfigError",
+    "CorsConfig",
     "CredentialLeakConfig",
     "DataExfiltrationConfig",
     "DebugExporterConfig",
@@ -112,6 +128,8 @@ __all__ = [
     "FileExporterConfig",
     "FrequencyConfig",
     "GrpcReceiverConfig",
+    "HtpasswdConfig",
+    "HttpPerClientConfig",
     "HttpReceiverConfig",
     "IdentityConfig",
     "IdentitySpoofingConfig",
@@ -126,6 +144,7 @@ __all__ = [
     "OtlpHttpExporterConfig",
     "OtlpReceiverConfig",
     "OverrideConfig",
+    "PerClientConfig",
     "PolicyConfig",
     "ProtocolsConfig",
     "QueueConfig",
@@ -139,10 +158,12 @@ __all__ = [
     "Section",
     "ServiceConfig",
     "Size",
+    "SnapshotsConfig",
     "Source",
     "StorageConfig",
     "TelemetryConfig",
     "TlsClientConfig",
+    "TlsServerConfig",
     "UnknownConnectionConfig",
     "audit_path",
     "config_hash",
@@ -152,5 +173,6 @@ __all__ = [
     "own_door",
     "queue_directory",
     "signal_paths",
+    "snapshot_path",
     "summary",
 ]

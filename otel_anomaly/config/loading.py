@@ -21,7 +21,7 @@ from otel_anomaly.config.conflicts import destinations, listening
 from otel_anomaly.config.environment import fill, made
 from otel_anomaly.config.models import Config
 from otel_anomaly.config.own_doors import own_door
-from otel_anomaly.config.problems import SECRET, problems, without_password
+from otel_anomaly.config.problems import SECRET, hides_secret, problems, without_password
 from otel_anomaly.config.yaml_text import (
     TEXT_BYTES_MAX,
     ConfigError,
@@ -126,7 +126,7 @@ def read_override(override: str, environ: Mapping[str, str]) -> Layer:
     """One `--set`: dots in the key go down a block, the value is YAML."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
-    label = f"--set {key.strip()}={_label(text, secret='headers' in override)}"
+    label = f"--set {key.strip()}={_label(text, secret=hides_secret(override))}"
     if not equals or not all(path):
         raise ConfigError(f"--set {key}: must be KEY=VALUE, like detectors.rate.warn=50")
     return read_yaml(text, Origin(label), path, environ)

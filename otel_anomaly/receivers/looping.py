@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 from otel_anomaly.handoff import INSTANCE, Outcome, Reply
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from otel_anomaly.handoff import Clock
     from otel_anomaly.telemetry import Telemetry
 
@@ -33,9 +35,9 @@ class LoopGuard:
         self._clock = clock
         self._logged_s = -LOG_EVERY_S
 
-    def check(self, instance: str | None) -> Reply | None:
+    def check(self, instances: Sequence[str | bytes]) -> Reply | None:
         """The refusal of a request that names us as its sender; None for all others."""
-        if instance != INSTANCE:
+        if INSTANCE not in instances:
             return None
         self._looped.inc()
         now_s = self._clock.monotonic()
