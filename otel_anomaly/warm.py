@@ -165,7 +165,7 @@ def warm(*, redacts: bool = True) -> None:
     if elsewhere is not None:
         processor.judge_nothing()
         elsewhere.wait()  # If it failed, the reader is compiled here.
-    for signal, request in _REQUESTS:
+    for signal, request in (*_REQUESTS, (Signal.METRICS, _chunk(1, b""))):
         reply = processor.process(Batch(request, signal, "grpc", received_ns=1))
         assert reply.outcome is Outcome.ACCEPTED
     processor.release_all()
