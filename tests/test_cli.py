@@ -172,7 +172,9 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert "usage: otel-anomaly" in (printed.err if code else printed.out)
 
 
-@pytest.mark.parametrize("command", [["run"], ["validate"], ["replay"], ["snapshot"], ["audit", "verify"]])
+@pytest.mark.parametrize(
+    "command", [["run"], ["validate"], ["replay"], ["snapshot"], ["audit", "verify"]]
+)
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """
     Scenario: `COMMAND --help`.

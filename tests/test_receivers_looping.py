@@ -83,7 +83,9 @@ def test_it_is_told_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
         clock.steady_s += LOG_EVERY_S
         replies.append(guard.check([INSTANCE]))
     assert all(reply is not None and not reply.outcome.retryable for reply in replies)
-    assert [guard.check([other]) for other in ("", INSTANCE[:-1], INSTANCE.upper() + "x")] == [None] * 3
+    assert [guard.check([other]) for other in ("", INSTANCE[:-1], INSTANCE.upper() + "x")] == [
+        None
+    ] * 3
     assert guard.check([]) is None
     assert len(caplog.records) == 2
     assert looped(telemetry, "http") == 101

@@ -88,8 +88,8 @@ from otel_anomaly.config.quantities import (
 from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import MemoryConfig, ServiceConfig
-from otel_anomaly.config.source import Source
 from otel_anomaly.config.snapshots import SnapshotsConfig
+from otel_anomaly.config.source import Source
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
 
@@ -158,8 +158,8 @@ __all__ = [
     "Section",
     "ServiceConfig",
     "Size",
-    "Source",
     "SnapshotsConfig",
+    "Source",
     "StorageConfig",
     "TelemetryConfig",
     "TlsClientConfig",

@@ -66,7 +66,9 @@ def run(trial: Trial, kills: int = 200) -> list[Figure]:
                 "given up by clients": said["given_up"] + said["unknown"],
             },
         ),
-        Figure("kills", "failed starts", failed, "starts", limit=0, details={"slowest, s": slowest_s}),
+        Figure(
+            "kills", "failed starts", failed, "starts", limit=0, details={"slowest, s": slowest_s}
+        ),
         Figure(
             "kills",
             "copies at the next hop that no client sent, per kill",

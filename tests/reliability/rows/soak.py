@@ -37,7 +37,9 @@ def run(trial: Trial, minutes: float = 60.0) -> list[Figure]:
             for_a_while(seconds)
             said = load.stop()
             settle(service, HTTP)
-            compared = compare(load.arrays(trial.folder), hop.arrays(trial.folder)["http_counts"], LARGE)
+            compared = compare(
+                load.arrays(trial.folder), hop.arrays(trial.folder)["http_counts"], LARGE
+            )
         ledger = service.ledger(HTTP)
         evicted = service.metric("entities_evicted_total", scope="agent")
         agents = service.metric("entities", scope="agent")
