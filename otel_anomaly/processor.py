@@ -172,6 +172,8 @@ class Processor:
 
         Touches nothing here, so another thread may do it.
         """
+        if config.redact.enabled and self._redactor is None:
+            Redactor(config.redact, self._telemetry).warm()
         return make_rules(config, self._seed)
 
     def adopt(self, rules: Rules) -> None:

@@ -226,3 +226,17 @@ def test_replay_writes_redacted_spans(tmp_path: Path) -> None:
     written = out.read_bytes()
     assert b"anomaly.action" in written
     assert KEY.encode() not in written
+
+
+def test_switched_by_another_configuration() -> None:
+    """
+    Scenario: redaction is switched on while requests wait for their agent, then off again.
+    Guarantees: each request leaves as the configuration says under which it came.
+    """
+    rig = Rig(identity={"hold": "1s"})
+    on = rig.config.model_copy(update={"redact": Config.model_validate({"redact": ON}).redact})
+    for config in (on, rig.config):
+        rig.offer(leaky_calls(), received_ns=1)
+        rig.processor.adopt(rig.processor.prepare(config))
+    bodies = [payload.body for payload in rig.room.payloads]
+    assert [KEY.encode() in body for body in bodies] == [True, False]
