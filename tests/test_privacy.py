@@ -7,18 +7,23 @@ import contextlib
 import io
 import json
 import logging
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import aiohttp
 import grpc.aio
 import pytest
+import yaml
 from aiohttp import web
 from google.rpc.status_pb2 import Status
 
 from otel_anomaly import logs as discreet
 from otel_anomaly.config import Config
+from otel_anomaly.config.redaction import Redacted
 from otel_anomaly.exporters.echo import SEARCHED_MAX, without_echo
 from otel_anomaly.handoff import Signal
+from otel_anomaly.otlp.redaction import DIGITS_LEAST
 from otel_anomaly.receivers.grpc import SERVICES
 from otel_anomaly.replay import replay_command
 from tests import canaries
@@ -28,8 +33,8 @@ from tests.service_rigs import Place, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 EAGER: dict[str, Any] = {
     "rate": {"warn": 2, "block": 3},
     "unknown_connection": {"allow": ["good.com"]},
@@ -142,7 +147,10 @@ def test_canaries(status: int, tmp_path: Path, _log: io.StringIO) -> None:  # no
                 "retry_on_failure": {"initial_interval": "10ms", "max_elapsed_time": "50ms"},
             }
             exporters = {"file": {}, "otlp_http": hop}
-            async with running(tmp_path, detectors=EAGER, exporters=exporters) as place:
+            storage = {"directory": str(tmp_path)}  # With snapshots.
+            async with running(
+                tmp_path, detectors=EAGER, exporters=exporters, storage=storage
+            ) as place:
                 answers = await speak(place, canary)
                 for path in ("/metrics", "/healthz", "/readyz", f"/{canary('page')}"):
                     answers.append(str(await place.page(path)))
@@ -160,6 +168,7 @@ def test_canaries(status: int, tmp_path: Path, _log: io.StringIO) -> None:  # no
     kept = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     forwarded = [name for name in kept if name.startswith(("spans", "logs"))]
     assert len(forwarded) == 2
+    assert "state.snapshot" in kept
     told = kept.pop("audit.jsonl"), place.console.getvalue()
     records = [json.loads(line) for line in told[0].decode().splitlines()]
     detectors = {record.get("detector") for record in records}
@@ -277,3 +286,21 @@ def test_echoes(message: str, body: str, left: str | None) -> None:
     large to search no other word is left.
     """
     assert without_echo(message, body.encode()) == (message if left is None else left)
+
+
+def test_the_page_names_tests_that_are_there() -> None:
+    """
+    Scenario: docs/privacy.md is read.
+    Guarantees: each test it names is there; the configuration it shows is valid, and names each
+    kind that can be redacted.
+    """
+    page = (ROOT / "docs" / "privacy.md").read_text()
+    named = set(re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/\w+\.py)\)", page))
+    assert len(named) > 8
+    for name, file in named:
+        assert f"def {name}(" in (ROOT / file).read_text(), name
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert Config.model_validate(yaml.safe_load(shown)).redact.enabled
+    for kind in get_args(Redacted):
+        assert f"`{kind}`" in page
+    assert f"{DIGITS_LEAST} digits" in page
