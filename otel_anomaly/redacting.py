@@ -50,11 +50,9 @@ class Redactor:
         remove(_ONE_MAIL, redaction.TRACES, self._redaction)
 
     def cover(self, columns: Columns) -> Columns:
-        """The same columns, with what may be forwarded beside what came."""
+        """The same columns, with what may be forwarded; `body` itself when all of it may."""
         message = redaction.LOGS if columns.signal == LOGS else redaction.TRACES
         covered, count = redaction.redact(columns.body, message, self._redaction)
-        if count == 0:
-            return columns
         self._telemetry.redacted_values.inc(count)
         return columns._replace(redacted=covered)
 
@@ -67,7 +65,7 @@ class Redactor:
         ends: np.ndarray,
     ) -> bytes:
         """What is forwarded. `covered`: what `splice` made of these columns, blob and ends."""
-        if not self._removes:
+        if not self._removes or columns.redacted is columns.body:
             return covered
         message = redaction.LOGS if columns.signal == LOGS else redaction.TRACES
         try:
