@@ -173,6 +173,8 @@ class Processor:
 
         Touches nothing here, so another thread may do it.
         """
+        if config.redact.enabled and self._redactor is None:
+            Redactor(config.redact, self._telemetry).warm()
         return make_rules(config, self._seed)
 
     def adopt(self, rules: Rules) -> None:
@@ -205,7 +207,7 @@ class Processor:
         """`process` for a trace batch that was scanned already."""
         if not batch.body:
             return Reply(Outcome.ACCEPTED)
-        if self._redactor is not None:
+        if self._redactor is not None and columns.redacted is None:
             try:
                 columns = self._redactor.cover(columns)
             except Exception as error:  # noqa: BLE001 - what cannot be redacted must not leave.
@@ -218,6 +220,18 @@ class Processor:
         if self._waits_for_identity(batch, columns):
             return _answered(self._hold_back(batch, columns, room))
         return _answered(self._finish(batch, columns, room))
+
+    @property
+    def redacts(self) -> bool:
+        """Whether `cover_apart` has something to do."""
+        return self._redactor is not None
+
+    def cover_apart(self, columns: Columns) -> Columns:
+        """Redact a large request in another thread. If that fails, `process_columns` says so."""
+        try:
+            return Redactor(self._config.redact, self._telemetry).cover(columns)
+        except Exception:  # noqa: BLE001 - it is tried again there, and refused.
+            return columns
 
     def _refuse_unredacted(self, batch: Batch, columns: Columns, error: Exception) -> Reply:
         """The answer to a batch that could not be redacted: for good, or it comes for ever."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from otel_anomaly.config import SECOND_NS
 from otel_anomaly.exporters.answer import not_delivered
 from otel_anomaly.exporters.contract import Kind, SendResult, rejected
+from otel_anomaly.exporters.echo import without_echo
 from otel_anomaly.exporters.ledger import Ledger, Notices, spans_in
 from otel_anomaly.exporters.retry import Backoff, RetryPolicy
 from otel_anomaly.handoff import Outcome, Reply, Signal
@@ -399,7 +400,9 @@ class SendQueue:
         """One send. Whatever an exporter raises is a refusal: the queue must outlive it."""
         items = group.spans if group.signal is Signal.TRACES else 1
         try:
-            return await self._exporter.send(group.body(), group.signal, items)
+            body = group.body()
+            result = await self._exporter.send(body, group.signal, items)
+            return result._replace(message=without_echo(result.message, body))
         except Exception as error:  # noqa: BLE001 - Rule of the house: outlive every bug.
             _LOG.exception("exporter %s: a mistake of ours", self.name)
             return rejected(type(error).__name__)
