@@ -34,12 +34,8 @@ TRANSPORTS = ("http", "grpc")
 
 def run(trial: Trial) -> list[Figure]:
     """The 99th percentile of the answer, by transport."""
-    figures = []
-    with Hop(LARGE, trial.seed) as hop:
-        with running(trial.folder, sections(hop)) as service:
-            for transport in TRANSPORTS:
-                figures.append(_measured(trial, hop, service, transport))
-    return figures
+    with Hop(LARGE, trial.seed) as hop, running(trial.folder, sections(hop)) as service:
+        return [_measured(trial, hop, service, transport) for transport in TRANSPORTS]
 
 
 def _measured(trial: Trial, hop: Hop, service: Service, transport: str) -> Figure:
@@ -90,9 +86,7 @@ def _capacity(trial: Trial, transport: str, port: int) -> float:
 
 
 def _plan(transport: str, port: int, rate: float, connections: int) -> Plan:
-    return Plan(
-        transport, port, rate, spans=LARGE, connections=connections, requests_max=2_000_000
-    )
+    return Plan(transport, port, rate, spans=LARGE, connections=connections, requests_max=2_000_000)
 
 
 def _half_load(
