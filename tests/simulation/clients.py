@@ -124,7 +124,6 @@ class Books:
         self.given_up: set[int] = set()
         self.let_in: list[Batch] = []
         """Requests that the service answered with ACCEPTED, whether or not a client heard it."""
-        self.refusals = 0
 
 
 class Client:

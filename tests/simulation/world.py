@@ -98,6 +98,7 @@ class World:
         self.unsure: list[Batch] = []
         """Requests whose handler was cancelled before the service had said what became of them."""
         self.clients: list[asyncio.Task[None]] = []
+        self.wrong: list[str] = []
 
     @contextlib.contextmanager
     def _replaced(self) -> Iterator[None]:
@@ -138,7 +139,7 @@ class World:
 
     async def _consume(self, batch: Batch) -> Reply:
         """The service's own, with a witness."""
-        before = self._learned() if self.rng.random() < 0.1 else None
+        before = self._learned() if self.rng.random() < 0.5 else None
         try:
             reply = await self._inner(batch)
         except asyncio.CancelledError:
@@ -146,10 +147,9 @@ class World:
             raise
         if reply.outcome is Outcome.ACCEPTED:
             self.books.let_in.append(batch)
-        else:
-            self.books.refusals += 1
-            assert before is None or before == self._learned(), "a refusal leaves no trace"
-        self.check()
+        elif before is not None and before != self._learned():
+            # Not an assertion: the door would take it for a bug of the service and go on.
+            self.wrong.append("a refusal left a trace in the state")
         return reply
 
     def _learned(self) -> int:
@@ -175,6 +175,7 @@ class World:
 
     def check(self) -> None:
         """The books of every exporter, and its bounds."""
+        assert self.wrong == []
         accepted = self.accepted()
         for name, section in self.config.exporters.items():
             books = self.exporters[name]
