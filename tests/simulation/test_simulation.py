@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from tests.simulation.loop import play
 from tests.simulation.seeds import seeds
 from tests.simulation.world import World
 
@@ -16,8 +15,7 @@ REGRESSION = (1, 118, 4021)
 
 def play_world(seed: int) -> int:
     """One world from start to stop; the digest of what happened."""
-    rng = random.Random(seed)
-    return play(World(rng).play(), rng)
+    return World(random.Random(seed)).play()
 
 
 @pytest.mark.parametrize("seed", seeds(regression=REGRESSION, sweep=30))
