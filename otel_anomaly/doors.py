@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Final
 
 from otel_anomaly.otlp.json import decode
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
-from otel_anomaly.receivers.listener import host_and_port
 from otel_anomaly.receivers.monitoring import Monitoring
+from otel_anomaly.receivers.sockets import check_free, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AsyncExitStack
 
     from otel_anomaly.config import Config
     from otel_anomaly.handoff import Clock, Consume
@@ -56,13 +57,7 @@ class Doors:
         protocols = self._config.receivers.otlp.protocols
         for section in (protocols.grpc, protocols.http):
             if section is not None:
-                address = host_and_port(section.endpoint)
-                family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-                try:
-                    socket.create_server(address, family=family).close()
-                except OSError as error:
-                    reason = error.strerror or str(error)
-                    raise OSError(f"cannot listen on {section.endpoint}: {reason}") from error
+                check_free(section.endpoint)
 
     async def open(self) -> None:
         """Open what takes telemetry. Raises OSError naming what is taken."""
@@ -80,6 +75,30 @@ class Doors:
         doors = [door for door in (self.grpc, self.http) if door is not None]
         await asyncio.gather(*(door.stop(GRACE_S) for door in doors))
 
+    async def reconfigure(self, old: Config, new: Config, undo: AsyncExitStack) -> None:
+        """Go over to other limits; `undo` goes back. Raises ValueError naming what needs a restart.
+
+        Called also when nothing has changed: files that are named may hold other certificates.
+        """
+        for key, door, section in _parts(self, new):
+            former = next(part for other, _, part in _parts(self, old) if other == key)
+            if (former is None) != (section is None):
+                raise ValueError(f"{key}: a door cannot be made at run time: needs a restart")
+            if door is None or section is None:
+                continue
+            change = getattr(door, "reconfigure", None)
+            if change is None:
+                if former != section:
+                    raise ValueError(f"{key}: cannot change at run time: needs a restart")
+                continue
+            try:
+                await _done(change(section))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{key}: {error}") from error
+            undo.push_async_callback(_back, change, former)
+        undo.callback(setattr, self, "_config", self._config)
+        self._config = new
+
     def places(self) -> dict[str, str]:
         """What listens where."""
         protocols = self._config.receivers.otlp.protocols
@@ -90,7 +109,28 @@ class Doors:
             ("metrics and health", metrics, self.monitoring),
         )
         return {
-            name: f"{section.endpoint.rpartition(':')[0]}:{door.port}"
+            name: place(section.endpoint, door.port)
             for name, section, door in listening
             if section is not None and door is not None
         }
+
+
+def _parts(doors: Doors, config: Config) -> list[tuple[str, Any, Any]]:
+    """(key, door, its section) of each."""
+    protocols = config.receivers.otlp.protocols
+    return [
+        ("receivers.otlp.protocols.grpc", doors.grpc, protocols.grpc),
+        ("receivers.otlp.protocols.http", doors.http, protocols.http),
+        ("telemetry.metrics", doors.monitoring, config.telemetry.metrics),
+    ]
+
+
+async def _done(result: object) -> None:
+    """Wait for what a door does, if it takes its time."""
+    if isinstance(result, Awaitable):
+        await result
+
+
+async def _back(change: Callable[[Any], object], section: object) -> None:
+    """Go back to limits that were in force a moment ago."""
+    await _done(change(section))

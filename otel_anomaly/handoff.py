@@ -8,8 +8,14 @@ processor hands on: bytes that are ready to send, with their item count for the 
 from __future__ import annotations
 
 import enum
+import secrets
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+INSTANCE_HEADER: Final = "x-otel-anomaly-instance"
+"""Sent with every exported request, so that a door knows what comes back to it."""
+INSTANCE: Final = secrets.token_hex(16)
+"""Names this process in it: by chance, so that it says nothing of the machine."""
 
 
 class Signal(enum.Enum):
@@ -34,6 +40,10 @@ class Outcome(enum.Enum):
     """The process is near its memory limit. The client retries."""
     STOPPING = "stopping"
     """The service is shutting down. The client retries, elsewhere or later."""
+    THROTTLED = "throttled"
+    """This client sends more than it may. It retries, later."""
+    UNAUTHENTICATED = "unauthenticated"
+    """No credential, or a wrong one. Permanent."""
     UNAVAILABLE = "unavailable"
     """Taken in, but what was promised did not come about: the disk failed, or with `ack: sent` an
     exporter did not deliver in time. The client retries."""
@@ -46,7 +56,15 @@ class Outcome(enum.Enum):
         return self in _RETRYABLE
 
 
-_RETRYABLE = frozenset({Outcome.QUEUE_FULL, Outcome.MEMORY, Outcome.STOPPING, Outcome.UNAVAILABLE})
+_RETRYABLE = frozenset(
+    {
+        Outcome.QUEUE_FULL,
+        Outcome.MEMORY,
+        Outcome.STOPPING,
+        Outcome.THROTTLED,
+        Outcome.UNAVAILABLE,
+    }
+)
 
 
 class Batch(NamedTuple):
@@ -87,6 +105,13 @@ class Payload(NamedTuple):
 
 Consume = Callable[[Batch], Awaitable[Reply]]
 """What a door calls with each batch. Never raises; the door maps the outcome."""
+Admit = Callable[[int], Reply | None]
+"""Asked by a door before it reads a body of so many wire bytes (0: not known). A reply refuses."""
+
+
+def admit_all(_size: int) -> Reply | None:
+    """Refuse nobody."""
+    return None
 
 
 class Clock(Protocol):

@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import gzip
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import grpc
+import grpc.aio
+import pytest
 from google.rpc import status_pb2
 
-from otel_anomaly.config import HttpReceiverConfig
-from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
+from otel_anomaly.config import GrpcReceiverConfig, HttpReceiverConfig
+from otel_anomaly.handoff import Admit, Batch, Outcome, Reply, Signal, admit_all
+from otel_anomaly.receivers.grpc import SERVICES, GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
 from otel_anomaly.telemetry import Telemetry
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 NOW_NS = 1_700_000_000_123_456_789
 PROTOBUF = "application/x-protobuf"
+TRACE_SERVICE = SERVICES[Signal.TRACES]
 OK = Reply(Outcome.ACCEPTED)
 
 
@@ -115,16 +120,68 @@ async def http_door(
     limit: int = 1 << 20,
     answer: Reply | Exception = OK,
     decode_json: Callable[[bytes, Signal], bytes] | None = None,
+    admit: Admit = admit_all,
+    **keys: Any,
 ) -> AsyncIterator[HttpRig]:
-    """A door on a free port, closed at the end."""
+    """A door on a free port, closed at the end. `keys` are keys of its configuration."""
     consumer, telemetry, clock = Consumer(answer), Telemetry(), StandingClock()
-    config = HttpReceiverConfig(endpoint="127.0.0.1:0", max_request_body_size=limit)
-    door = HttpReceiver(config, consumer, telemetry, clock, decode_json)
+    keys = {"endpoint": "127.0.0.1:0", "max_request_body_size": limit, **keys}
+    door = HttpReceiver(HttpReceiverConfig(**keys), consumer, telemetry, clock, decode_json, admit)
     await door.start()
     try:
         yield HttpRig(door, consumer, telemetry, clock)
     finally:
         await door.stop(0.2)
+
+
+class GrpcRig(NamedTuple):
+    """A running gRPC door, a channel to it, and what stands around it."""
+
+    door: GrpcReceiver
+    channel: grpc.aio.Channel
+    consumer: Consumer
+    telemetry: Telemetry
+
+    async def export(
+        self, body: bytes, service: str = TRACE_SERVICE, method: str = "Export", **options: Any
+    ) -> bytes:
+        answer = await self.channel.unary_unary(f"/{service}/{method}")(body, **options)
+        assert isinstance(answer, bytes)
+        return answer
+
+    async def refusal(self, body: bytes, **options: Any) -> grpc.aio.AioRpcError:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.export(body, **options)
+        return caught.value
+
+    def counted(self, outcome: Outcome, signal: str = "traces") -> int:
+        return counted(self.telemetry, "grpc", outcome, signal)
+
+
+@contextlib.asynccontextmanager
+async def grpc_door(
+    answer: Reply | Exception = OK,
+    credentials: grpc.ChannelCredentials | None = None,
+    admit: Admit = admit_all,
+    **keys: Any,
+) -> AsyncIterator[GrpcRig]:
+    """A door with a limit of one MiB on a free port, closed at the end, and a channel to it."""
+    consumer, telemetry = Consumer(answer), Telemetry()
+    keys = {"endpoint": "127.0.0.1:0", "max_recv_msg_size_mib": 1, **keys}
+    door = GrpcReceiver(GrpcReceiverConfig(**keys), consumer, telemetry, StandingClock(), admit)
+    await door.start()
+    try:
+        async with grpc_channel(f"127.0.0.1:{door.port}", credentials) as channel:
+            yield GrpcRig(door, channel, consumer, telemetry)
+    finally:
+        await door.stop(0.2)
+
+
+def grpc_channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """To a door, with TLS when there are credentials for it."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(target)
+    return grpc.aio.secure_channel(target, credentials)
 
 
 @contextlib.asynccontextmanager

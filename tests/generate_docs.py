@@ -198,6 +198,10 @@ def _yaml_block(section: type[Section], leave_out: tuple[str, ...] = ()) -> Iter
 
 def _yaml_key(name: str, field: FieldInfo) -> Iterator[str]:
     section = section_of(field)
+    if section is not None and not is_list(field) and _default(field) is None:
+        head = [*_comment(field.description or section.__doc__), f"{name}:"]
+        yield from (f"# {line}" for line in [*head, *_indent(_yaml_block(section))])
+        return
     if section is not None and not is_list(field):
         yield from _comment(field.description or section.__doc__)
         yield f"{name}:"

@@ -37,6 +37,8 @@ TABLE = {
     Outcome.QUEUE_FULL: (grpc.StatusCode.UNAVAILABLE, 503),
     Outcome.MEMORY: (grpc.StatusCode.UNAVAILABLE, 503),
     Outcome.STOPPING: (grpc.StatusCode.UNAVAILABLE, 503),
+    Outcome.THROTTLED: (grpc.StatusCode.UNAVAILABLE, 429),
+    Outcome.UNAUTHENTICATED: (grpc.StatusCode.UNAUTHENTICATED, 401),
 }
 
 

@@ -6,9 +6,8 @@ import asyncio
 import logging
 import subprocess
 import sys
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -28,7 +27,7 @@ from tests.door_rigs import (
     Consumer,
     StandingClock,
     connect,
-    counted,
+    grpc_door,
     gzip_bomb,
     read_answer,
     request_head,
@@ -36,51 +35,13 @@ from tests.door_rigs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 MIB = 1 << 20
 BODY = bytes(range(256)) * 40
 TRACES = SERVICES[Signal.TRACES]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class GrpcRig(NamedTuple):
-    """A running gRPC door, a channel to it, and what stands around it."""
-
-    door: GrpcReceiver
-    channel: grpc.aio.Channel
-    consumer: Consumer
-    telemetry: Telemetry
-
-    async def export(
-        self, body: bytes, service: str = TRACES, method: str = "Export", **options: Any
-    ) -> bytes:
-        answer = await self.channel.unary_unary(f"/{service}/{method}")(body, **options)
-        assert isinstance(answer, bytes)
-        return answer
-
-    async def refusal(self, body: bytes, **options: Any) -> grpc.aio.AioRpcError:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await self.export(body, **options)
-        return caught.value
-
-    def counted(self, outcome: Outcome, signal: str = "traces") -> int:
-        return counted(self.telemetry, "grpc", outcome, signal)
-
-
-@asynccontextmanager
-async def grpc_door(answer: Reply | Exception = OK) -> AsyncIterator[GrpcRig]:
-    """A door with a limit of one MiB on a free port, closed at the end."""
-    consumer, telemetry = Consumer(answer), Telemetry()
-    config = GrpcReceiverConfig(endpoint="127.0.0.1:0", max_recv_msg_size_mib=1)
-    door = GrpcReceiver(config, consumer, telemetry, StandingClock())
-    await door.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}") as channel:
-            yield GrpcRig(door, channel, consumer, telemetry)
-    finally:
-        await door.stop(0.2)
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
@@ -112,8 +73,9 @@ def test_refusals_of_the_processor(outcome: Outcome) -> None:
     """
     expected = {
         Outcome.MALFORMED: grpc.StatusCode.INVALID_ARGUMENT,
-        Outcome.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
         Outcome.REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
+        Outcome.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        Outcome.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     }.get(outcome, grpc.StatusCode.UNAVAILABLE)
 
     async def scenario() -> None:

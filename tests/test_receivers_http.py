@@ -297,8 +297,13 @@ def test_refusals_of_the_processor(outcome: Outcome) -> None:
     Scenario: the processor refuses, in each way there is.
     Guarantees: the table's status, its Status body, Retry-After exactly when a retry helps.
     """
-    permanent = {Outcome.MALFORMED: 400, Outcome.TOO_LARGE: 413, Outcome.REJECTED: 400}
-    expected = permanent.get(outcome, 503)
+    expected = {
+        Outcome.MALFORMED: 400,
+        Outcome.REJECTED: 400,
+        Outcome.TOO_LARGE: 413,
+        Outcome.THROTTLED: 429,
+        Outcome.UNAUTHENTICATED: 401,
+    }.get(outcome, 503)
 
     async def scenario() -> None:
         async with http_door(answer=Reply(outcome, "because", 4.2)) as rig:

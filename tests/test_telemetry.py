@@ -14,6 +14,9 @@ from otel_anomaly.telemetry import (
     DROP_REASONS,
     JUDGE_METRICS,
     PREFIX,
+    REFUSED_CONNECTIONS,
+    RELOAD_RESULTS,
+    SNAPSHOT_RESULTS,
     TRANSPORTS,
     Ledger,
     Telemetry,
@@ -45,12 +48,13 @@ LABELS = {
     "action": set(ACTIONS),
     "detector": set(DETECTORS),
     "scope": {"agent", "service", "session", "trace", "episode"},
-    "transport": set(TRANSPORTS),
+    "transport": {*TRANSPORTS, "monitoring"},
     "exporter": {"file", "otlp_grpc/up"},
     "signal": {signal.value for signal in Signal},
     "sink": {"audit"},
     "outcome": {outcome.value for outcome in Outcome},
-    "reason": {*DROP_REASONS, *SKIP_REASONS[1:]},
+    "reason": {*DROP_REASONS, *SKIP_REASONS[1:], *REFUSED_CONNECTIONS},
+    "result": {*RELOAD_RESULTS, *SNAPSHOT_RESULTS},
 }
 """All the values a label may have. Whoever is watched is in none of them."""
 
@@ -83,7 +87,8 @@ def test_everything_is_there_at_zero() -> None:
     assert set(PROMISED) <= set(series)
     for name, samples in series.items():
         assert not name.endswith("_created")
-        assert [sample.value for sample in samples] == [0] * len(samples)
+        first = 1 if name == "config_reload_ok" else 0  # Nothing was refused yet.
+        assert [sample.value for sample in samples] == [first] * len(samples)
 
 
 def test_promised_labels() -> None:

@@ -43,8 +43,15 @@ class _Address(NamedTuple):
     host: str
     port: int
 
+    @property
+    def place(self) -> str:
+        """What two that meet would share."""
+        return self.text if self.text.startswith("unix:") else f"port {self.port}"
+
     def meets(self, other: _Address) -> bool:
         """Whether two listeners here would want the same port."""
+        if self.text.startswith("unix:") or other.text.startswith("unix:"):
+            return self.text == other.text
         if self.port != other.port or self.port == 0:
             return False
         hosts = {self.host, other.host}
@@ -53,6 +60,8 @@ class _Address(NamedTuple):
 
     def reaches(self, listener: _Address) -> bool:
         """Whether connecting to this address ends at `listener`, as far as names can tell."""
+        if listener.text.startswith("unix:"):
+            return False  # Exporters connect to ports alone.
         if self.host not in _LOCAL:
             return self.port == listener.port and self.host == listener.host
         return listener.host in _LOCAL and self.meets(listener)
@@ -84,7 +93,7 @@ def _check_listeners(doors: list[_Address], metrics_endpoint: str) -> None:
     metrics = _address(("telemetry", "metrics", "endpoint"), metrics_endpoint)
     for one, other in combinations([*doors, metrics], 2):
         if one.meets(other):
-            text = f"{'.'.join(other.key)} and {'.'.join(one.key)} cannot share port {one.port}"
+            text = f"{'.'.join(other.key)} and {'.'.join(one.key)} cannot share {one.place}"
             raise conflict(text, other.key, one.key)
 
 
@@ -106,6 +115,18 @@ def _targets(exporter: AnyExporterConfig) -> Iterator[tuple[str, str]]:
             url = getattr(exporter, key, None)
             if url is not None:
                 yield key, url
+
+
+def destinations(config: Config) -> Iterator[tuple[str, str]]:
+    """Exporter and address, of all that send somewhere."""
+    for name, exporter in config.exporters.items():
+        for _, url in _targets(exporter):
+            yield name, url
+
+
+def listening(config: Config) -> list[str]:
+    """The addresses of our doors."""
+    return [door.text for door in _doors(config)]
 
 
 def _check_files(config: Config) -> None:
@@ -148,3 +169,9 @@ def queue_directory(config: Config, name: str) -> Path:
 def audit_path(config: Config) -> Path:
     """Where the audit trail lies."""
     return Path(config.audit.path or Path(config.storage.directory, "audit.jsonl"))
+
+
+def snapshot_path(config: Config) -> Path:
+    """Where what was learned lives on."""
+    default = Path(config.storage.directory, "state.snapshot")
+    return Path(config.storage.snapshots.path or default)

@@ -13,41 +13,22 @@ from pydantic import Field, field_validator, model_validator
 
 from otel_anomaly.config.conflicts import check_together, conflict
 from otel_anomaly.config.detectors import DetectorsConfig
+from otel_anomaly.config.doors import GrpcReceiverConfig, HttpReceiverConfig
 from otel_anomaly.config.exporters import AnyExporterConfig, FileExporterConfig, tagged
 from otel_anomaly.config.identity import IdentityConfig
 from otel_anomaly.config.overrides import OVERRIDES_MAX, OverrideConfig, check_overrides
 from otel_anomaly.config.patterns import Globs
 from otel_anomaly.config.quantities import (
-    GIB,
-    MIB,
     SECOND_NS,
     Count,
     Duration,
     Endpoint,
     Ratio,
-    Size,
 )
 from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import ServiceConfig
-
-
-class GrpcReceiverConfig(Section):
-    """OTLP/gRPC door."""
-
-    endpoint: Endpoint = "127.0.0.1:4317"
-    """Address to listen on."""
-    max_recv_msg_size_mib: Count = Field(default=64, gt=0, le=1024)
-    """Largest request in MiB, also after decompression."""
-
-
-class HttpReceiverConfig(Section):
-    """OTLP/HTTP door."""
-
-    endpoint: Endpoint = "127.0.0.1:4318"
-    """Address to listen on."""
-    max_request_body_size: Annotated[Size, Field(gt=0, le=GIB)] = 64 * MIB
-    """Largest request body, also after decompression."""
+from otel_anomaly.config.snapshots import SnapshotsConfig
 
 
 class ProtocolsConfig(Section):
@@ -169,6 +150,7 @@ class StorageConfig(Section):
 
     directory: str = Field(default="./otel-anomaly-data", min_length=1)
     """Made with owner-only permission when missing. OTEL_ANOMALY_DATA sets the default."""
+    snapshots: SnapshotsConfig = SnapshotsConfig()
 
 
 def _default_exporters() -> dict[str, AnyExporterConfig]:

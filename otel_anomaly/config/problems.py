@@ -1,8 +1,8 @@
 """What is wrong, in the user's words: key, value and line for each error of the models.
 
 pydantic speaks of inputs and types; here it becomes what the key must be, in the units of the
-configuration, with the nearest known key for an unknown one. Values of headers are secrets and
-are never shown, whatever they were expanded from.
+configuration, with the nearest known key for an unknown one. Headers and credentials are secrets
+and are never shown, whatever they were expanded from.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 SECRET = "***"  # noqa: S105 - what stands in its place.
+SECRET_BLOCKS = frozenset({"headers", "auth"})
+"""What stands below one of these keys is never shown."""
 _SHOWN_CHARS_MAX = 60
 _IN_OVERRIDES = ("policy", "overrides", "detectors")
 """Way to an override's detectors, without its number: a detectors section once more."""
@@ -52,6 +54,11 @@ _LIMITS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+
+
+def hides_secret(text: str) -> bool:
+    """Whether a `--set` names, or its value holds, a block whose values are never shown."""
+    return any(name in text for name in SECRET_BLOCKS)
 
 
 def problems(error: ValidationError, layer: Layer) -> list[str]:
@@ -133,7 +140,7 @@ def _got(details: ErrorDetails, path: KeyPath, layer: Layer) -> str:
             value = value[key]
         except (KeyError, IndexError, TypeError):
             return ""
-    return f" (got {SECRET if 'headers' in path else _shown(value)})"
+    return f" (got {SECRET if SECRET_BLOCKS.intersection(path) else _shown(value)})"
 
 
 def _shown(value: object) -> str:

@@ -113,6 +113,15 @@ def _endpoint(value: object) -> object:
     return value
 
 
+def door_endpoint(value: object) -> object:
+    """`host:port`, or `unix://` and an absolute path (107 bytes fit into a socket address)."""
+    if isinstance(value, str) and value.startswith("unix:"):
+        if not re.fullmatch(r"unix:///[!-~]{1,100}", value):
+            raise ValueError("must be unix:// and an absolute path of at most 101 characters")
+        return value
+    return _endpoint(value)
+
+
 def _grpc_target(value: object) -> object:
     """`host:port`, `http://host:port` or `https://host:port`."""
     if not isinstance(value, str):

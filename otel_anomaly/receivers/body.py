@@ -2,7 +2,7 @@
 
     socket -> aiohttp's buffer -> [ receive: wire bytes ] -> [ inflate: 1 MiB pieces ] -> body
                                     <= limit                   <= limit
-                                    `------------ held, all requests together: <= 4 limits -----'
+                                    `------ held, all requests together, see unfinished.py -----'
 
 A small body lies whole in aiohttp's buffer when the handler is called and skips all of this. What
 is refused costs at most the limit and one piece, however far it would have inflated.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import hdrs
 
 from otel_anomaly.handoff import Outcome, Reply
+from otel_anomaly.receivers.unfinished import Body, Refused, Unfinished
 from otel_anomaly.receivers.zstd import inflate_zstd
 
 if TYPE_CHECKING:
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 
     from aiohttp.web import BaseRequest
 
-BODY_TIMEOUT_S: Final = 60.0
-"""For one whole body, not between two bytes of it: a client that trickles would never meet the
-latter. SDKs give up after 10 s and the Collector after 30 s, so nobody waits any longer."""
-BODIES_HELD_MAX: Final = 4
-"""Largest bodies that may be under way at once, on all connections together."""
 PIECE_BYTES: Final = 1 << 20
 """Inflated at a time. The first so many bytes in the event loop, about 3 ms; more in a thread."""
 SLICE_BYTES: Final = 1 << 18
@@ -50,16 +46,6 @@ CODINGS: Final = {
     "zstd": ZSTD,
 }
 """Content-Encoding -> zlib's window bits; 0 is not compressed, ZSTD is not zlib's."""
-
-
-class Refused(Exception):
-    """The door refuses a request. Carries the answer."""
-
-    def __init__(self, reply: Reply, http_status: HTTPStatus | None = None) -> None:
-        super().__init__(reply.message)
-        self.reply = reply
-        self.http_status = http_status
-        """Set where HTTP knows a finer number than the outcome's own."""
 
 
 def malformed(message: str, http_status: HTTPStatus | None = None) -> Refused:
@@ -98,29 +84,67 @@ def inflate(wire: bytes, wbits: int) -> Iterator[bytes]:
     raise ValueError(f"the compressed body has more than {MEMBERS_MAX} members")
 
 
+async def inflate_whole(wire: bytes, wbits: int, bodies: Unfinished, body: Body) -> bytes:
+    """The inflated body; what it holds meanwhile is counted to `body`.
+
+    Raises
+    ------
+    Refused
+        Over the limit, broken, or no room.
+    """
+    source = inflate_zstd(wire, PIECE_BYTES) if wbits == ZSTD else inflate(wire, wbits)
+    loop = asyncio.get_running_loop()
+    pieces, size = list[bytes](), 0
+    try:
+        piece = next(source, None)
+        while piece is not None:
+            bodies.grow(body, len(piece), loop.time())
+            size += len(piece)
+            if size > bodies.limit:
+                raise too_large("the request body, decompressed,", bodies.limit)
+            pieces.append(piece)
+            if size < PIECE_BYTES:
+                piece = next(source, None)
+            else:
+                piece = await asyncio.to_thread(next, source, None)
+    except ValueError as error:
+        raise malformed(str(error)) from error
+    return b"".join(pieces)
+
+
+def too_large(what: str, limit: int) -> Refused:
+    """Over the limit: final."""
+    return Refused(Reply(Outcome.TOO_LARGE, f"{what} is larger than the limit of {limit} bytes"))
+
+
+def out_of_time(body: Body, timeout_s: float) -> Refused:
+    """The body was too slow, or had to make room."""
+    if body.verdict is not None:
+        return Refused(body.verdict)
+    return malformed(
+        f"the request body did not arrive within {timeout_s:g} s", HTTPStatus.REQUEST_TIMEOUT
+    )
+
+
 class BodyReader:
     """Reads the bodies of one door. Used from its event loop only."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
-        self._held_max = BODIES_HELD_MAX * limit
-        self._deadlines: set[asyncio.Timeout] = set()
-        self._stopping = False
+    def __init__(self, limit: int, timeout_s: float) -> None:
+        self.bodies = Unfinished(limit)
+        self.timeout_s = timeout_s
+        """For one whole body, not between two bytes of it: a client that trickles would never meet
+        the latter. SDKs give up after 10 s and the Collector after 30 s."""
 
     @property
     def held(self) -> int:
         """Bytes of unfinished bodies."""
-        return self._held
+        return self.bodies.held
 
     def stop(self) -> None:
         """Refuse the bodies that are still under way: their requests have not been taken over."""
-        self._stopping = True
-        for deadline in self._deadlines:
-            if not deadline.expired():
-                deadline.reschedule(0)
+        self.bodies.stop()
 
-    async def read(self, request: BaseRequest) -> bytes:
+    async def read(self, request: BaseRequest, client: str) -> bytes:
         """The body, uncompressed.
 
         Raises
@@ -131,80 +155,52 @@ class BodyReader:
         coding = request.headers.get(hdrs.CONTENT_ENCODING)
         wbits = 0 if coding is None else _wbits(coding)
         content = request.content
-        wire = content.read_nowait() if content.is_eof() else await self._receive(request)
-        if len(wire) > self._limit:
-            raise self._too_large("the request body")
-        return await self._inflate(wire, wbits) if wbits else wire
+        if content.is_eof():
+            wire = content.read_nowait()
+            if len(wire) > self.bodies.limit:
+                raise too_large("the request body", self.bodies.limit)
+            if not wbits:
+                return wire
+            return await self._read_slowly(request, client, wire, wbits)
+        return await self._read_slowly(request, client, None, wbits)
 
-    async def _receive(self, request: BaseRequest) -> bytes:
-        """A body that arrives in several reads of the socket."""
-        length = request.content_length
-        if length is not None and length > self._limit:
-            raise self._too_large(f"the request body of {length} bytes")
-        if self._stopping:
-            raise self._out_of_time()
+    async def _read_slowly(
+        self, request: BaseRequest, client: str, wire: bytes | None, wbits: int
+    ) -> bytes:
+        """A body that arrives in several reads of the socket, or that is compressed."""
+        deadline = asyncio.timeout(self.timeout_s)
+        body = self.bodies.begin(client, deadline, asyncio.get_running_loop().time())
+        try:
+            async with deadline:
+                if wire is None:
+                    wire = await self._receive(request, body)
+                if not wbits:
+                    return wire
+                return await inflate_whole(wire, wbits, self.bodies, body)
+        except TimeoutError:
+            raise out_of_time(body, self.timeout_s) from None
+        finally:
+            self.bodies.end(body)
+
+    async def _receive(self, request: BaseRequest, body: Body) -> bytes:
+        limit, length = self.bodies.limit, request.content_length
+        if length is not None and length > limit:
+            raise too_large(f"the request body of {length} bytes", limit)
         if request.transport is None:
             raise ConnectionResetError  # Gone before this ran: aiohttp tells only who is reading.
         _continue_if_asked(request)
-        content, chunks, merged, held = request.content, list[bytes](), bytearray(), 0
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S) as deadline:
-                self._deadlines.add(deadline)
-                while chunk := await content.readany():
-                    self._hold(len(chunk))
-                    held += len(chunk)
-                    if held > self._limit:
-                        raise self._too_large("the request body")
-                    chunks.append(chunk)
-                    if len(chunks) == CHUNKS_MAX:
-                        merged += b"".join(chunks)
-                        chunks.clear()
-        except TimeoutError as error:
-            raise self._out_of_time() from error
-        finally:
-            self._deadlines.discard(deadline)
-            self._held -= held
+        loop, content = asyncio.get_running_loop(), request.content
+        chunks, merged, size = list[bytes](), bytearray(), 0
+        while chunk := await content.readany():
+            self.bodies.grow(body, len(chunk), loop.time())
+            size += len(chunk)
+            if size > limit:
+                raise too_large("the request body", limit)
+            chunks.append(chunk)
+            if len(chunks) == CHUNKS_MAX:
+                merged += b"".join(chunks)
+                chunks.clear()
         return b"".join((merged, *chunks)) if merged else b"".join(chunks)
-
-    async def _inflate(self, wire: bytes, wbits: int) -> bytes:
-        source = inflate_zstd(wire, PIECE_BYTES) if wbits == ZSTD else inflate(wire, wbits)
-        pieces, held = list[bytes](), 0
-        try:
-            piece = next(source, None)
-            while piece is not None:
-                self._hold(len(piece))
-                held += len(piece)
-                if held > self._limit:
-                    raise self._too_large("the request body, decompressed,")
-                pieces.append(piece)
-                if held < PIECE_BYTES:
-                    piece = next(source, None)
-                else:
-                    piece = await asyncio.to_thread(next, source, None)
-        except ValueError as error:
-            raise malformed(str(error)) from error
-        finally:
-            self._held -= held
-        return b"".join(pieces)
-
-    def _hold(self, size: int) -> None:
-        """Make room, or refuse. The caller gives back what it was granted, also on refusal."""
-        if self._held + size > self._held_max:
-            raise Refused(Reply(Outcome.MEMORY, "too many large requests at once", 1.0))
-        self._held += size
-
-    def _too_large(self, what: str) -> Refused:
-        return Refused(
-            Reply(Outcome.TOO_LARGE, f"{what} is larger than the limit of {self._limit} bytes")
-        )
-
-    def _out_of_time(self) -> Refused:
-        if self._stopping:
-            return Refused(Reply(Outcome.STOPPING, "the service is stopping", 1.0))
-        return malformed(
-            f"the request body did not arrive within {BODY_TIMEOUT_S:.0f} s",
-            HTTPStatus.REQUEST_TIMEOUT,
-        )
 
 
 def _wbits(coding: str) -> int:

@@ -21,10 +21,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aiohttp import hdrs, web
 
-from otel_anomaly.handoff import Outcome, Reply, Signal
-from otel_anomaly.receivers.body import BodyReader, Refused, malformed
-from otel_anomaly.receivers.intake import Intake
+from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Reply, Signal, admit_all
+from otel_anomaly.receivers.body import BodyReader, malformed
+from otel_anomaly.receivers.certificates import server_context
+from otel_anomaly.receivers.connections import Census, Connection, Limits
+from otel_anomaly.receivers.cors import Cors
+from otel_anomaly.receivers.credentials import Credentials
+from otel_anomaly.receivers.gate import Gate
+from otel_anomaly.receivers.intake import LOG, Intake
 from otel_anomaly.receivers.listener import Listener
+from otel_anomaly.receivers.looping import LoopGuard
+from otel_anomaly.receivers.reloading import FileReload, exposure
+from otel_anomaly.receivers.sockets import allow_many_files, connection_shares
 from otel_anomaly.receivers.status import (
     HTTP_STATUS,
     http_only_status,
@@ -32,6 +40,7 @@ from otel_anomaly.receivers.status import (
     status_as_json,
     status_of,
 )
+from otel_anomaly.receivers.unfinished import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +49,7 @@ if TYPE_CHECKING:
     from google.rpc.status_pb2 import Status
 
     from otel_anomaly.config import HttpReceiverConfig
-    from otel_anomaly.handoff import Clock, Consume
+    from otel_anomaly.handoff import Admit, Clock, Consume
     from otel_anomaly.telemetry import Telemetry
 
 PATHS: Final = {f"/v1/{signal.value}": signal for signal in Signal}
@@ -77,6 +86,7 @@ class HttpReceiver:
         telemetry: Telemetry,
         clock: Clock,
         decode_json: Callable[[bytes, Signal], bytes] | None = None,
+        admit: Admit = admit_all,
     ) -> None:
         """`decode_json` raises ValueError for what is not OTLP/JSON; without it JSON is a 415."""
         self._intakes = {
@@ -87,37 +97,130 @@ class HttpReceiver:
         }
         self._decode_json = decode_json
         self._accepted = {media: _Accepted(media, clock) for media in MEDIA.values()}
-        self._bodies = BodyReader(config.max_request_body_size)
-        self._listener = Listener(config.endpoint, self._handle)
+        self._config = config
+        self._gate = Gate(admit, clock)
+        self._cors: Cors | None = None
+        self._bodies = BodyReader(config.max_request_body_size, config.read_timeout / 1e9)
+        telemetry.unfinished_bytes.labels("http").set_function(lambda: self._bodies.held)
+        census = Census("http", telemetry, _not_http)
+        self._listener = Listener(config.endpoint, self._handle, census)
+        self._files = FileReload("http", telemetry, self._read_files)
+        self._loops = LoopGuard("http", telemetry, clock)
 
     @property
     def port(self) -> int:
-        """Known after `start`."""
+        """Known after `start`; 0 for a unix socket."""
         return self._listener.port
 
+    @property
+    def problem(self) -> str | None:
+        """For health: what is wrong with the door's files on the disk."""
+        return self._files.problem
+
     async def start(self) -> None:
-        """Listen. Raises OSError, naming the address, when it cannot."""
-        await self._listener.start()
+        """Listen.
+
+        Raises
+        ------
+        OSError
+            The address is taken or not ours. The message names it.
+        ValueError
+            Certificates or credentials cannot be used. The message names the file.
+        """
+        config = self._config
+        self._gate.credentials = Credentials(config.auth) if config.auth is not None else None
+        context = server_context(config.tls) if config.tls is not None else None
+        self._set_limits(config)
+        await self._listener.start(context)
+        await self._files.start(config)
+        if line := exposure("http", config):
+            LOG.warning("%s", line)
+
+    async def reconfigure(self, config: HttpReceiverConfig) -> None:
+        """Other limits, certificates, credentials; the port stays open.
+
+        Raises
+        ------
+        ValueError
+            What cannot be used, or needs a restart. Nothing has changed then.
+        """
+        if config.endpoint != self._config.endpoint:
+            raise ValueError("another endpoint needs a restart")
+        credentials = Credentials(config.auth) if config.auth is not None else None
+        context = server_context(config.tls) if config.tls is not None else None
+        if config.tls is not None or self._config.tls is not None:
+            await self._listener.use_tls(context)
+        self._gate.credentials = credentials
+        self._config = config
+        self._set_limits(config)
+        await self._files.start(config)
+
+    async def _read_files(self) -> None:
+        """Certificates and credentials anew, both or neither. Raises ValueError."""
+        config = self._config
+        credentials = Credentials(config.auth) if config.auth is not None else None
+        if config.tls is not None:
+            await self._listener.use_tls(server_context(config.tls))
+        self._gate.credentials = credentials
+
+    def _set_limits(self, config: HttpReceiverConfig) -> None:
+        self._cors = Cors(config.cors) if config.cors is not None else None
+        self._gate.limit_clients(config.per_client)
+        self._bodies.bodies.limit = config.max_request_body_size
+        self._bodies.timeout_s = config.read_timeout / 1e9
+        self._listener.census.limits = Limits(
+            connections=config.max_connections or connection_shares(allow_many_files()).http,
+            per_client=config.per_client.connections,
+            header_s=config.read_header_timeout / 1e9,
+            idle_s=config.idle_timeout / 1e9,
+            age_s=config.max_connection_age / 1e9,
+            age_grace_s=config.max_connection_age_grace / 1e9,
+            line_bytes=config.max_header_size,
+        )
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""
+        await self._files.stop()
         self._bodies.stop()
         await self._listener.stop(grace_s)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """One request. An old connection ends with its answer; a browser is told it may read it."""
+        protocol = request.protocol
+        assert isinstance(protocol, Connection)
+        cors = self._cors
+        if cors is not None and cors.is_preflight(request):
+            return cors.preflight(request)
+        response = await self._answer(request, protocol)
+        is_plain = not protocol.expired and (cors is None or hdrs.ORIGIN not in request.headers)
+        if isinstance(response, _Accepted):
+            return response.for_request(request, is_plain=is_plain, finish=self._finish)
+        if not is_plain:
+            self._finish(request, response)
+        return response
+
+    def _finish(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """What only some answers carry."""
+        if self._cors is not None and (origin := request.headers.get(hdrs.ORIGIN)) is not None:
+            response.headers.update(self._cors.headers_for(origin))
+        if getattr(request.protocol, "expired", False):
+            response.force_close()
+
+    async def _answer(self, request: web.BaseRequest, connection: Connection) -> web.StreamResponse:
         intake = self._intakes.get(request.raw_path) or self._intakes.get(request.path)
         if intake is None:
             reply = Reply(Outcome.MALFORMED, "OTLP is at /v1/traces, /v1/metrics and /v1/logs")
             return _refusal(reply, _media_hinted(request), HTTPStatus.NOT_FOUND)
         try:
+            self._check_headers(request, connection)
             media = self._media(request)
-            body = await self._bodies.read(request)
+            body = await self._bodies.read(request, connection.client)
             if media is JSON:
                 body = await self._protobuf(body, intake.signal)
             reply = await intake.take(body)
         except Refused as refusal:
             intake.count(refusal.reply.outcome)
-            return _refusal(refusal.reply, _media_hinted(request), refusal.http_status)
+            return self._refused(refusal, request)
         except OSError:
             # The client went away. Nothing was consumed, nobody reads the answer.
             return web.Response(status=400)
@@ -128,8 +231,24 @@ class HttpReceiver:
         except Exception as error:  # noqa: BLE001 - 500 would make the client drop its data.
             return _refusal(intake.failed(error), _media_hinted(request))
         if reply.outcome is _ACCEPTED:
-            return self._accepted[media].for_request(request)
+            return self._accepted[media]
         return _refusal(reply, media)
+
+    def _refused(self, refusal: Refused, request: web.BaseRequest) -> web.Response:
+        response = _refusal(refusal.reply, _media_hinted(request), refusal.http_status)
+        if refusal.reply.outcome is Outcome.UNAUTHENTICATED and self._gate.credentials is not None:
+            response.headers[hdrs.WWW_AUTHENTICATE] = self._gate.credentials.challenge
+        return response
+
+    def _check_headers(self, request: web.BaseRequest, connection: Connection) -> None:
+        """What the gate asks before the body is read. Raises Refused."""
+        gate, authorization = self._gate, list[str]()
+        if gate.credentials is not None:
+            authorization = request.headers.getall(hdrs.AUTHORIZATION, [])
+        reply = gate.refusal(authorization, connection.client, request.content_length or 0)
+        reply = reply or self._loops.check(request.headers.getall(INSTANCE_HEADER, ()))
+        if reply is not None:
+            raise Refused(reply)
 
     def _media(self, request: web.BaseRequest) -> _Media:
         """The request's media type, or a refusal: wrong method, wrong type."""
@@ -173,11 +292,20 @@ class _Accepted(web.StreamResponse):
         """`for_request` gives the others an answer of their own."""
         return True
 
-    def for_request(self, request: web.BaseRequest) -> web.StreamResponse:
+    def for_request(
+        self,
+        request: web.BaseRequest,
+        *,
+        is_plain: bool,
+        finish: Callable[[web.BaseRequest, web.StreamResponse], None],
+    ) -> web.StreamResponse:
         """Itself, or an ordinary response when the connection closes or is not read from."""
-        if request.keep_alive and request.version[1] == 1 and not request.protocol.writing_paused:
+        keeps = request.keep_alive and request.version[1] == 1
+        if is_plain and keeps and not request.protocol.writing_paused:
             return self
-        return _response(HTTPStatus.OK, self._media, self._media.accepted, {})
+        response = _response(HTTPStatus.OK, self._media, self._media.accepted, {})
+        finish(request, response)
+        return response
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         transport = request.transport
@@ -201,6 +329,13 @@ class _Accepted(web.StreamResponse):
             f"Server: {SERVER_NAME}",
         )
         return "\r\n".join((*head, "", "")).encode() + self._media.accepted
+
+
+def _not_http(status: int) -> web.Response:
+    """The answer to what the parser refuses: too long, too many, or no HTTP at all."""
+    body = PROTOBUF.encode(http_only_status(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1"))
+    headers = {hdrs.CONTENT_TYPE: PROTOBUF.content_type, hdrs.SERVER: SERVER_NAME}
+    return web.Response(status=status, body=body, headers=headers)
 
 
 def _media_hinted(request: web.BaseRequest) -> _Media:

@@ -1,57 +1,62 @@
-"""A listening socket with aiohttp's low-level server behind it: opened, closed, drained.
+"""A listening socket with aiohttp's low-level server behind it: opened, changed, closed, drained.
 
 The low-level server because the doors know three paths by heart: an aiohttp Application would
 resolve, wrap and sign every request anew.
+
+New certificates come in by a new TLS context: the listening socket is doubled, the new context
+accepts on the double, then the old one stops accepting. No moment without an open port, and
+connections that stand keep what they began with.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING, Final
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
+
+from otel_anomaly.receivers.connections import HTTP_LOG, Census, Connection, Limits
+from otel_anomaly.receivers.sockets import (
+    host_and_port,
+    owner_only,
+    remove_socket,
+    remove_stale,
+    unix_path,
+)
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
-KEEP_ALIVE_S: Final = 180.0
-"""An idle connection is closed after this time. SDKs send every 5 s (spans) or 60 s (metrics), so
-the client's next request does not cross the closing of its connection on the wire."""
 LINGER_S: Final = 3.0
 """After an early refusal, the time in which the rest of the body is read and thrown away, so that
 the client reads our answer and not a reset."""
-
-
-def _not_the_clients_fault(record: logging.LogRecord) -> bool:
-    """Bytes that are not HTTP are answered 400. They are the sender's business, not our log's."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
-HTTP_LOG: Final = logging.getLogger("otel_anomaly.http")
-HTTP_LOG.addFilter(_not_the_clients_fault)
-
-
-def host_and_port(endpoint: str) -> tuple[str, int]:
-    """`[::1]:80` -> (`::1`, 80)."""
-    host, _, port = endpoint.rpartition(":")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+SWEEP_S: Final = 1.0
+BACKLOG: Final = 4096
+"""Connections the kernel completes before we accept: a restart brings all clients at once."""
 
 
 class Listener:
     """One endpoint. `port` is known after `start`."""
 
     def __init__(
-        self, endpoint: str, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+        self,
+        endpoint: str,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        census: Census,
     ) -> None:
         self._endpoint = endpoint
         self._handler = handler
+        self.census = census
         self._http: web.Server | None = None
-        self._sockets: asyncio.Server | None = None
+        self._accepting: list[asyncio.Server] = []
+        self._sweeper: asyncio.Task[None] | None = None
         self.port = 0
 
-    async def start(self) -> None:
+    async def start(self, context: ssl.SSLContext | None = None) -> None:
         """Listen.
 
         Raises
@@ -59,27 +64,91 @@ class Listener:
         OSError
             The address is taken or not ours. The message names it.
         """
-        self._http = web.Server(
-            self._handler,
-            auto_decompress=False,
-            access_log=None,
-            logger=HTTP_LOG,
-            keepalive_timeout=KEEP_ALIVE_S,
-            lingering_time=LINGER_S,
-        )
-        host, port = host_and_port(self._endpoint)
+        self._http = web.Server(self._handler)
         try:
-            self._sockets = await asyncio.get_running_loop().create_server(self._http, host, port)
+            await self._listen(context)
         except OSError as error:
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"cannot listen on {self._endpoint}: {reason}") from error
-        self.port = self._sockets.sockets[0].getsockname()[1]
+        self._sweeper = asyncio.create_task(self._sweep_forever())
+
+    async def _listen(self, context: ssl.SSLContext | None) -> None:
+        loop, path = asyncio.get_running_loop(), unix_path(self._endpoint)
+        if path is not None:
+            remove_stale(path)
+            bound = socket.socket(socket.AF_UNIX)
+            try:
+                with owner_only():
+                    bound.bind(path)
+            except OSError:
+                bound.close()
+                raise
+            server = await loop.create_unix_server(self._connection, sock=bound, backlog=BACKLOG)
+            self._accepting = [server]
+            return
+        host, port = host_and_port(self._endpoint)
+        server = await loop.create_server(
+            self._connection, host, port, backlog=BACKLOG, **self._tls_options(context)
+        )
+        self._accepting = [server]
+        self.port = server.sockets[0].getsockname()[1]
+
+    def _tls_options(self, context: ssl.SSLContext | None) -> dict[str, Any]:
+        if context is None:
+            return {}
+        return {"ssl": context, "ssl_handshake_timeout": self.census.limits.header_s}
+
+    async def use_tls(self, context: ssl.SSLContext | None) -> None:
+        """Accept with another context from now on, or without one."""
+        assert unix_path(self._endpoint) is None, "refused by the configuration"
+        loop, before = asyncio.get_running_loop(), self._accepting
+        doubles = [
+            socket.socket(fileno=os.dup(each.fileno()))
+            for server in before
+            for each in server.sockets
+        ]
+        self._accepting = [
+            await loop.create_server(
+                self._connection, sock=double, backlog=BACKLOG, **self._tls_options(context)
+            )
+            for double in doubles
+        ]
+        for server in before:
+            server.close()
+
+    def _connection(self) -> Connection:
+        assert self._http is not None
+        limits: Limits = self.census.limits
+        return Connection(
+            self.census,
+            self._http,
+            loop=asyncio.get_running_loop(),
+            auto_decompress=False,
+            access_log=None,
+            logger=HTTP_LOG,
+            keepalive_timeout=limits.idle_s,
+            lingering_time=LINGER_S,
+            max_line_size=limits.line_bytes,
+            max_field_size=limits.line_bytes,
+        )
+
+    async def _sweep_forever(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.census.sweep(loop.time())
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""
-        if self._http is None or self._sockets is None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.wait({self._sweeper})
+        if self._http is None or not self._accepting:
             return
-        self._sockets.close()
+        for server in self._accepting:
+            server.close()
+        with contextlib.suppress(OSError):
+            remove_socket(self._endpoint)
         self._http.pre_shutdown()
         await self._http.shutdown(grace_s)
-        self._http = self._sockets = None
+        self._http, self._accepting = None, []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
+from otel_anomaly.receivers.connections import Census, Limits
 from otel_anomaly.receivers.listener import Listener
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 STOP_GRACE_S: Final = 1.0
+CONNECTIONS_MAX: Final = 256
+"""Scrapers and supervisors are few."""
+LINE_BYTES_MAX: Final = 4096
 
 
 class Monitoring:
@@ -32,7 +36,9 @@ class Monitoring:
         self._telemetry = telemetry
         self._health = health
         self._ready = ready
-        self._listener = Listener(config.endpoint, self._handle)
+        census = Census("monitoring", telemetry, lambda _status: None)
+        census.limits = Limits(connections=CONNECTIONS_MAX, line_bytes=LINE_BYTES_MAX)
+        self._listener = Listener(config.endpoint, self._handle, census)
         self._pages = {
             "/metrics": self._metrics,
             "/healthz": self._healthz,

@@ -26,6 +26,8 @@ GRPC_STATUS: Final[Mapping[Outcome, grpc.StatusCode]] = {
     Outcome.QUEUE_FULL: grpc.StatusCode.UNAVAILABLE,
     Outcome.MEMORY: grpc.StatusCode.UNAVAILABLE,
     Outcome.STOPPING: grpc.StatusCode.UNAVAILABLE,
+    Outcome.THROTTLED: grpc.StatusCode.UNAVAILABLE,
+    Outcome.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Outcome.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
     Outcome.REJECTED: grpc.StatusCode.INVALID_ARGUMENT,
 }
@@ -36,11 +38,14 @@ HTTP_STATUS: Final[Mapping[Outcome, HTTPStatus]] = {
     Outcome.QUEUE_FULL: HTTPStatus.SERVICE_UNAVAILABLE,
     Outcome.MEMORY: HTTPStatus.SERVICE_UNAVAILABLE,
     Outcome.STOPPING: HTTPStatus.SERVICE_UNAVAILABLE,
+    Outcome.THROTTLED: HTTPStatus.TOO_MANY_REQUESTS,
+    Outcome.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
     Outcome.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     Outcome.REJECTED: HTTPStatus.BAD_REQUEST,
 }
 # The code inside a Status body for refusals that HTTP has a number for and OTLP has no outcome.
 HTTP_ONLY_CODES: Final[Mapping[HTTPStatus, int]] = {
+    HTTPStatus.BAD_REQUEST: code_pb2.INVALID_ARGUMENT,
     HTTPStatus.NOT_FOUND: code_pb2.NOT_FOUND,
     HTTPStatus.METHOD_NOT_ALLOWED: code_pb2.UNIMPLEMENTED,
     HTTPStatus.REQUEST_TIMEOUT: code_pb2.DEADLINE_EXCEEDED,
@@ -48,9 +53,8 @@ HTTP_ONLY_CODES: Final[Mapping[HTTPStatus, int]] = {
 }
 assert set(GRPC_STATUS) == set(Outcome), "every outcome has exactly one gRPC status"
 assert set(HTTP_STATUS) == set(Outcome), "every outcome has exactly one HTTP status"
-assert all(
-    (HTTP_STATUS[each] is HTTPStatus.SERVICE_UNAVAILABLE) == each.retryable for each in Outcome
-)
+RETRYABLE_HTTP: Final = {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}
+assert all((HTTP_STATUS[each] in RETRYABLE_HTTP) == each.retryable for each in Outcome)
 assert all((GRPC_STATUS[each] is grpc.StatusCode.UNAVAILABLE) == each.retryable for each in Outcome)
 
 RETRY_AFTER_S: Final = 1.0

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 from urllib.parse import unquote
 
-from tests.disk_world import PatientWorker, SimDisk
-
 from tests.simulation.loop import DELAYS_S
 
 if TYPE_CHECKING:
     import random
     from pathlib import Path
+
+    from tests.disk_world import SimDisk
 
     from otel_anomaly.config.exporters import QueueConfig
 
@@ -38,6 +38,8 @@ class SimDisks:
         }
 
     def parts(self) -> dict[str, Any]:
+        from tests.disk_world import PatientWorker  # noqa: PLC0415 - not in every version.
+
         return {
             "RealFiles": self._files,
             "ThreadWorker": lambda _: PatientWorker(lambda: self._rng.choice(DELAYS_S)),
@@ -45,6 +47,8 @@ class SimDisks:
         }
 
     def _files(self, path: Path) -> SimDisk:
+        from tests.disk_world import SimDisk  # noqa: PLC0415 - as above.
+
         name = unquote(path.name)
         if name not in self._disks:
             self._disks[name] = SimDisk(self._rng)

@@ -1,0 +1,219 @@
+"""Messages at the gRPC door: read under a deadline, inflated by us, bounded in sum.
+
+grpcio tells nothing of a message until it is whole, and lets every stream of every connection fill
+up to the limit: 64 connections hold 64 limits. So the bytes of those that take long are asked of
+the kernel, by connection:
+
+    under way  <=  bytes received  -  bytes received when nothing was under way  -  bodies since
+
+This is looked at every LOOK_S, and only while a message is older than that: small requests cost a
+dict entry. Beyond the bound the oldest message of the heaviest client is given up (unfinished.py).
+What can come in between two looks is bounded by what one process reads in that time.
+
+Where the kernel does not say, a message that takes longer than UNKNOWN_S counts as a whole limit.
+
+grpcio could inflate as well, one message per stream at once before anybody is asked: a thousand
+gzip bombs of 64 KiB would be 64 GiB. Its channel option turns that off; a message is then told to
+be gzip by its first bytes, which no OTLP message can begin with (field 3, wire type 7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.parse
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from grpc.aio import EOF
+
+from otel_anomaly.receivers.body import (
+    GZIP_WBITS,
+    inflate_whole,
+    malformed,
+    out_of_time,
+)
+from otel_anomaly.receivers.gate import client_of
+from otel_anomaly.receivers.tcp_bytes import TcpBytes
+from otel_anomaly.receivers.unfinished import Body, Unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GZIP_MAGIC: Final = b"\x1f\x8b"
+LOOK_S: Final = 0.05
+UNKNOWN_S: Final = 1.0
+LOOK_SHARE: Final = 0.05
+"""Of the time, at most so much is spent on looking: with many slow ones the looks are rarer."""
+PEERS_AT_ONCE: Final = 32
+"""Asked about before others have their turn: half a millisecond."""
+CONNECTIONS_REMEMBERED: Final = 16384
+REQUEST_OVERHEAD: Final = 64
+"""Wire bytes of a request that are no message: headers, mostly by reference, and frame heads."""
+FRAMING: Final = 1.01
+"""Wire bytes for one of a message: frames of 16 KiB with 9 bytes of head, and TLS records."""
+
+
+class Peer:
+    """What is remembered of one connection."""
+
+    __slots__ = ("address", "base", "client", "done", "reading", "was_asked")
+
+    def __init__(self, text: str) -> None:
+        self.address = address_of(text)
+        self.client = client_of(self.address[0]) if self.address is not None else "unix"
+        self.reading: dict[Body, None] = {}
+        self.base = 0
+        """Bytes received when nothing was under way, as far as it was asked."""
+        self.done = 0
+        """Bytes of the requests that came whole since."""
+        self.was_asked = False
+
+    def under_way(self, received: int) -> int:
+        """Bytes of its messages that are not whole, of so many received in all."""
+        if received < self.base + self.done:  # Its port belongs to another connection now.
+            self.base = self.done = 0
+        return max(0, int((received - self.base) / FRAMING) - self.done)
+
+
+def address_of(peer: str) -> tuple[str, int] | None:
+    """`ipv4:10.0.0.1:4317`, `ipv6:%5B::1%5D:4317` -> host and port; None for a unix socket."""
+    kind, _, rest = peer.partition(":")
+    if kind not in {"ipv4", "ipv6"}:
+        return None
+    host, _, port = urllib.parse.unquote(rest).rpartition(":")
+    return host.removeprefix("[").removesuffix("]").partition("%")[0], int(port)
+
+
+class GrpcBodies:
+    """Reads the messages of the door. Used from its event loop only."""
+
+    def __init__(
+        self,
+        limit: int,
+        timeout_s: float,
+        received: Callable[[str, int], int | None] | None = None,
+    ) -> None:
+        """`received` is asked how many bytes came from a host and port; the kernel by default."""
+        self.bodies = Unfinished(limit)
+        self.timeout_s = timeout_s
+        self._peers: OrderedDict[str, Peer] = OrderedDict()
+        self._reading: dict[Body, Peer] = {}
+        self._kernel: TcpBytes | None = None
+        self._received = received
+        self._watcher: asyncio.Task[None] | None = None
+
+    def open(self, port: int) -> None:
+        """The door's port is known."""
+        if self._received is None:
+            self._kernel = TcpBytes(port)
+            self._received = self._kernel.received
+
+    async def close(self) -> None:
+        """After the last request."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.wait({self._watcher})
+            self._watcher = None
+        if self._kernel is not None:
+            self._kernel.close()
+
+    def peer(self, text: str) -> Peer:
+        """The connection that grpcio calls `text`."""
+        peer = self._peers.get(text)
+        if peer is None:
+            peer = self._peers[text] = Peer(text)
+            if len(self._peers) > CONNECTIONS_REMEMBERED:
+                self._peers.popitem(last=False)
+        return peer
+
+    async def read(self, context: Any, peer: Peer) -> bytes:  # noqa: ANN401 - grpcio has no types.
+        """The message, uncompressed.
+
+        Raises
+        ------
+        Refused
+            Too large when inflated, broken, too slow, no room, or stopping.
+        """
+        loop, deadline = asyncio.get_running_loop(), asyncio.timeout(None)
+        body = self.bodies.begin(peer.client, deadline, loop.time())
+        self._reading[body] = peer
+        peer.reading[body] = None
+        if self._watcher is None:
+            self._watcher = loop.create_task(self._watch())
+        try:
+            async with deadline:
+                wire = await context.read()
+                if wire is EOF:
+                    raise malformed("the request has no message")
+                peer.done += len(wire) + REQUEST_OVERHEAD
+                if wire[:2] != GZIP_MAGIC:
+                    return bytes(wire)
+                self._arrived(body, peer)
+                self.bodies.weigh(body, len(wire))
+                return await inflate_whole(wire, GZIP_WBITS, self.bodies, body)
+        except TimeoutError:
+            raise out_of_time(body, self.timeout_s) from None
+        finally:
+            self._arrived(body, peer)
+            self.bodies.end(body)
+
+    def _arrived(self, body: Body, peer: Peer) -> None:
+        """It is whole, or given up: the kernel is not asked about it any more."""
+        if self._reading.pop(body, None) is None:
+            return
+        del peer.reading[body]
+        if peer.was_asked and not peer.reading:
+            peer.was_asked = False
+            received = self._ask(peer)
+            peer.base, peer.done = received or 0, 0
+
+    async def _watch(self) -> None:
+        """Look while something is under way."""
+        loop = asyncio.get_running_loop()
+        rest_s = LOOK_S
+        while True:
+            await asyncio.sleep(rest_s)
+            if not self._reading:
+                break
+            began_s = loop.time()
+            await self._weigh_the_slow(began_s)
+            self.bodies.relieve(loop.time())
+            self._give_up_the_late(loop.time())
+            rest_s = max(LOOK_S, (loop.time() - began_s) / LOOK_SHARE)
+        self._watcher = None
+
+    async def _weigh_the_slow(self, now_s: float) -> None:
+        slow = dict.fromkeys(
+            peer for body, peer in self._reading.items() if now_s - body.since_s >= LOOK_S
+        )
+        for i, peer in enumerate(slow):
+            if i % PEERS_AT_ONCE == PEERS_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            self._weigh(peer, now_s)
+
+    def _weigh(self, peer: Peer, now_s: float) -> None:
+        """All that is under way on a connection is the weight of its oldest message."""
+        waiting = [body for body in peer.reading if body.verdict is None]
+        if not waiting:
+            return
+        limit, received = self.bodies.limit, self._ask(peer)
+        peer.was_asked = True
+        if received is None:
+            for body in waiting:
+                self.bodies.weigh(body, limit if now_s - body.since_s >= UNKNOWN_S else 0)
+            return
+        self.bodies.weigh(waiting[0], min(peer.under_way(received), limit * len(waiting)))
+        for body in waiting[1:]:
+            self.bodies.weigh(body, 0)
+
+    def _ask(self, peer: Peer) -> int | None:
+        if peer.address is None or self._received is None:
+            return None
+        return self._received(*peer.address)
+
+    def _give_up_the_late(self, now_s: float) -> None:
+        for body in self._reading:
+            if now_s - body.since_s < self.timeout_s:
+                break  # They stand in the order in which they began.
+            if not body.deadline.expired():
+                body.deadline.reschedule(0)

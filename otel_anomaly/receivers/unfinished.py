@@ -1,0 +1,136 @@
+"""Bodies that have not arrived whole: their bytes are bounded in sum, over all connections.
+
+    one body <= limit          all of one door <= BODIES_HELD_MAX x limit
+
+When the sum is reached, somebody has to go: the oldest body of the client that holds the most,
+once it has had its chance. An honest client holds little or finishes soon; one that opens many
+bodies and finishes none is the heaviest, whoever comes next. While nobody is old enough to go, the
+newcomer is asked to come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from otel_anomaly.handoff import Outcome, Reply
+
+if TYPE_CHECKING:
+    from http import HTTPStatus
+
+BODIES_HELD_MAX: Final = 4
+"""Largest bodies that may be under way at once, on all connections together."""
+CHANCE_S: Final = 2.0
+"""A body younger than this is not sent away for room: 64 MiB take half a second at 1 Gbit/s."""
+CROWDED: Final = Reply(Outcome.MEMORY, "too many large requests at once", 1.0)
+STOPPING: Final = Reply(Outcome.STOPPING, "the service is stopping", 1.0)
+
+
+class Refused(Exception):
+    """The door refuses a request. Carries the answer."""
+
+    def __init__(self, reply: Reply, http_status: HTTPStatus | None = None) -> None:
+        super().__init__(reply.message)
+        self.reply = reply
+        self.http_status = http_status
+        """Set where HTTP knows a finer number than the outcome's own."""
+
+
+class Body:
+    """One that is under way."""
+
+    __slots__ = ("bytes", "client", "deadline", "since_s", "verdict")
+
+    def __init__(self, client: str, since_s: float, deadline: asyncio.Timeout) -> None:
+        self.client = client
+        self.since_s = since_s
+        self.deadline = deadline
+        self.bytes = 0
+        self.verdict: Reply | None = None
+        """Why it was sent away; None for one that was only too slow."""
+
+
+class Unfinished:
+    """The bodies of one door. Used from its event loop only."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+        self.stopping = False
+        self._bodies: dict[Body, None] = {}
+
+    @property
+    def bytes_max(self) -> int:
+        """What all together may hold."""
+        return BODIES_HELD_MAX * self.limit
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+    def oldest(self) -> Body | None:
+        """The one that began first."""
+        return next(iter(self._bodies), None)
+
+    def begin(self, client: str, deadline: asyncio.Timeout, now_s: float) -> Body:
+        """A body begins to arrive. Raises Refused when the service is stopping."""
+        if self.stopping:
+            raise Refused(STOPPING)
+        body = Body(client, now_s, deadline)
+        self._bodies[body] = None
+        return body
+
+    def end(self, body: Body) -> None:
+        """It is whole, or given up: its bytes are the caller's affair now."""
+        self._bodies.pop(body, None)
+        self.held -= body.bytes
+        body.bytes = 0
+        assert self.held >= 0
+
+    def grow(self, body: Body, size: int, now_s: float) -> None:
+        """So many bytes more. Raises Refused when there is no room and nobody to send away."""
+        while self.held + size > self.bytes_max:
+            leaver = self._leaver(now_s)
+            if leaver is None or leaver is body:
+                raise Refused(CROWDED)
+            self._send_away(leaver, CROWDED)
+        body.bytes += size
+        self.held += size
+
+    def weigh(self, body: Body, size: int) -> None:
+        """Its bytes as somebody else tells them: over the bound for the moment, see `relieve`."""
+        self.held += size - body.bytes
+        body.bytes = size
+
+    def relieve(self, now_s: float) -> int:
+        """Send away until the sum is under the bound. Returns how many had to go."""
+        gone = 0
+        while self.held > self.bytes_max and (leaver := self._leaver(now_s, 0)):
+            self._send_away(leaver, CROWDED)
+            gone += 1
+        return gone
+
+    def stop(self) -> None:
+        """Send all away: their requests have not been taken over."""
+        self.stopping = True
+        for body in list(self._bodies):
+            self._send_away(body, STOPPING)
+
+    def _leaver(self, now_s: float, chance_s: float = CHANCE_S) -> Body | None:
+        """The oldest body with bytes of the client that holds the most, if it had its chance."""
+        totals: dict[str, int] = {}
+        for body in self._bodies:
+            totals[body.client] = totals.get(body.client, 0) + body.bytes
+        heaviest = max(totals, key=totals.__getitem__, default=None)
+        for body in self._bodies:
+            if body.client == heaviest and body.bytes:
+                return body if now_s - body.since_s >= chance_s else None
+        return None
+
+    def _send_away(self, body: Body, verdict: Reply) -> None:
+        """Its task wakes up with a TimeoutError; its bytes are free from now on."""
+        self._bodies.pop(body, None)
+        self.held -= body.bytes
+        body.bytes = 0
+        body.verdict = verdict
+        if not body.deadline.expired():
+            body.deadline.reschedule(0)
