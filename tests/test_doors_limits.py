@@ -148,12 +148,15 @@ def test_idle_connections_are_closed() -> None:
     """
 
     async def scenario() -> None:
-        async with http_door(idle_timeout="50ms") as rig:
-            async with connect(rig.door.port) as (silent, _), connect(rig.door.port) as served:
-                assert await empty_post(*served) == (200, None)
-                async with asyncio.timeout(60):
-                    assert await silent.read() == b""
-                    assert await served[0].read() == b""
+        async with (
+            http_door(idle_timeout="50ms") as rig,
+            connect(rig.door.port) as (silent, _),
+            connect(rig.door.port) as served,
+        ):
+            assert await empty_post(*served) == (200, None)
+            async with asyncio.timeout(60):
+                assert await silent.read() == b""
+                assert await served[0].read() == b""
 
     asyncio.run(scenario())
 
