@@ -127,12 +127,10 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Not HTTP, or over a limit of the parser: aiohttp's answer would repeat what came."""
         self._census.note("malformed")
-        answer = super().handle_error(request, status, exc, message)
-        made = self._census.on_error(status)
-        if made is None:
-            return answer
-        made.force_close()
-        return made
+        super().handle_error(request, status, exc, message)  # Logs, unless the client's fault.
+        answer = self._census.on_error(status)
+        answer.force_close()
+        return answer
 
     def is_idle(self) -> bool:
         """Whether it waits for a request of which nothing has come."""
@@ -171,11 +169,11 @@ class Census:
         self,
         transport: str,
         telemetry: Telemetry,
-        on_error: Callable[[int], web.StreamResponse | None],
+        on_error: Callable[[int], web.Response],
     ) -> None:
         self.limits = Limits()
         self.on_error = on_error
-        """The body of an answer to what is not HTTP; None for aiohttp's own."""
+        """The answer to what is not HTTP; aiohttp's own would repeat it."""
         self._open: set[Connection] = set()
         self._per_client: dict[str, int] = {}
         self._turned_away = 0
