@@ -10,8 +10,7 @@ newcomer is asked to come again.
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from otel_anomaly.handoff import Outcome, Reply
 
@@ -36,12 +35,22 @@ class Refused(Exception):
         """Set where HTTP knows a finer number than the outcome's own."""
 
 
+class Deadline(Protocol):
+    """What ends the reading of a body from outside: `asyncio.Timeout`, or less."""
+
+    def expired(self) -> bool:
+        """Whether it has fired."""
+
+    def reschedule(self, when: float, /) -> None:
+        """Fire at that time of the loop; 0 is now."""
+
+
 class Body:
     """One that is under way."""
 
     __slots__ = ("bytes", "client", "deadline", "since_s", "verdict")
 
-    def __init__(self, client: str, since_s: float, deadline: asyncio.Timeout) -> None:
+    def __init__(self, client: str, since_s: float, deadline: Deadline) -> None:
         self.client = client
         self.since_s = since_s
         self.deadline = deadline
@@ -71,7 +80,7 @@ class Unfinished:
         """The one that began first."""
         return next(iter(self._bodies), None)
 
-    def begin(self, client: str, deadline: asyncio.Timeout, now_s: float) -> Body:
+    def begin(self, client: str, deadline: Deadline, now_s: float) -> Body:
         """A body begins to arrive. Raises Refused when the service is stopping."""
         if self.stopping:
             raise Refused(STOPPING)
