@@ -1,6 +1,7 @@
 """Runs a fuzz target under atheris: `python -m tests.fuzz [--compiled] [libFuzzer options]`.
 
-The target is scan and splice, on requests; with `--arguments` it is the argument readers.
+The target is scan and splice, on requests; with `--arguments` it is the argument readers, with
+`--doors` the HTTP doors.
 
 libFuzzer keeps inputs that reach new code. It cannot see into compiled kernels, so by default they
 run as plain Python (NUMBA_DISABLE_JIT=1) and are instrumented: that finds the inputs. `--compiled`
@@ -33,19 +34,22 @@ LENGTH_MAX = 2048
 def main(arguments: list[str]) -> None:
     """Fuzz until told to stop, or until something breaks."""
     compiled, on_arguments = "--compiled" in arguments, "--arguments" in arguments
-    ours = [word for word in ("--compiled", "--arguments") if word in arguments]
+    on_doors = "--doors" in arguments
+    ours = [word for word in ("--compiled", "--arguments", "--doors") if word in arguments]
     arguments = [argument for argument in arguments if argument not in ours]
-    folder = "fuzz-arguments" if on_arguments else "fuzz"
+    folder = "fuzz-arguments" if on_arguments else "fuzz-doors" if on_doors else "fuzz"
     if not compiled:
         os.environ["NUMBA_DISABLE_JIT"] = "1"  # Read by numba when it is imported, below.
     import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
 
     # The kernels are imported for the first time inside here, or they stay uninstrumented; numba
     # cannot compile what is instrumented.
-    traced = ["otel_anomaly.otlp"]
+    traced = ["otel_anomaly.receivers", "aiohttp"] if on_doors else ["otel_anomaly.otlp"]
     with contextlib.nullcontext() if compiled else atheris.instrument_imports(include=traced):
         if on_arguments:
             from tests.fuzz.argument_target import check  # noqa: PLC0415
+        elif on_doors:
+            from tests.fuzz.door_target import check  # noqa: PLC0415
         else:
             from tests.fuzz.target import check  # noqa: PLC0415
     from tests.fuzz.mutate import mutated  # noqa: PLC0415
@@ -62,7 +66,7 @@ def main(arguments: list[str]) -> None:
     warnings.simplefilter("error")
     # libFuzzer starts itself anew for -merge, -fork and -minimize_crash: by this name.
     name = " ".join([sys.executable, "-m", "tests.fuzz", *ours])
-    requests = {} if on_arguments else {"custom_mutator": mutate}
+    requests = {} if on_arguments or on_doors else {"custom_mutator": mutate}
     atheris.Setup([name, *arguments], check, **requests)
     atheris.Fuzz()
 
