@@ -13,7 +13,13 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests import naive, traffic, wire_reader
-from tests.fuzz import argument_target, disk_target, json_target, snapshot_target
+from tests.fuzz import (
+    argument_target,
+    disk_target,
+    door_target,
+    json_target,
+    snapshot_target,
+)
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
@@ -23,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
 DISK = sorted((ROOT / "tests" / "data" / "fuzz-disk").glob("*.bin"))
 SNAPSHOTS = sorted((ROOT / "tests" / "data" / "fuzz-snapshot").glob("*.bin"))
+DOORS = sorted((ROOT / "tests" / "data" / "fuzz-doors").glob("*.bin"))
 ARGUMENTS = sorted((ROOT / "tests" / "data" / "fuzz-arguments").glob("*.bin"))
 JSON = sorted((ROOT / "tests" / "data" / "fuzz-json").glob("*.bin"))
 
@@ -81,6 +88,23 @@ def test_json_corpus(path: Path) -> None:
     Guarantees: the codec agrees with its twin about each, about it changed, and on the way back.
     """
     json_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", DOORS, ids=lambda path: path.stem)
+def test_doors_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the doors' fuzzer, and what it found; each also changed in many ways.
+    Guarantees: every answer has a status we know, nothing is held, logged or left open.
+    """
+    data = path.read_bytes()
+    door_target.check(data)
+    rng = random.Random(data)
+    for _ in range(scaled(20)):
+        changed = bytearray(data)
+        for _ in range(rng.randrange(1, 4)):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+        cut = rng.randrange(len(changed))
+        door_target.check(bytes(changed[:cut] + changed[rng.randrange(len(changed)) :]))
 
 
 def test_corpus_is_worth_its_place() -> None:
