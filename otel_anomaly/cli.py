@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from otel_anomaly import __version__
-from otel_anomaly.config import ConfigError, load_config, summary
+from otel_anomaly.config import ConfigError, Source, load_config, summary
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_audit(commands)
     _add_health(commands)
+    _add_snapshot(commands)
     return parser
 
 
@@ -120,10 +121,11 @@ def _add_run(commands: _Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
+    source = Source(tuple(arguments.config), tuple(arguments.overrides))
+    config = source.load()
     from otel_anomaly.running import run  # noqa: PLC0415 - kernels load after the config is right.
 
-    return run(config)
+    return run(config, source)
 
 
 def _add_validate(commands: _Commands) -> None:
@@ -171,6 +173,12 @@ def _add_replay(commands: _Commands) -> None:
         help="what all binary files hold (default: each what can be read in it)",
     )
     parser.add_argument(
+        "--load-state", metavar="FILE", type=Path, help="begin with what this snapshot remembers"
+    )
+    parser.add_argument(
+        "--save-state", metavar="FILE", type=Path, help="write what is remembered at the end"
+    )
+    parser.add_argument(
         "--explain",
         metavar="SPAN_ID",
         type=_span_id,
@@ -200,6 +208,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         calls=arguments.calls,
         signal=Signal(arguments.signal) if arguments.signal else None,
         explain=arguments.explain,
+        load_state=arguments.load_state,
+        save_state=arguments.save_state,
         stdout=sys.stdout,
     )
 
@@ -255,3 +265,21 @@ def _health(arguments: argparse.Namespace) -> int:
     answer = ask(load_config(arguments.config, arguments.overrides))
     print(answer.text)
     return OK if answer.ready else NO
+
+
+def _add_snapshot(commands: _Commands) -> None:
+    text = "has the running service write down what it learned, and waits until it is there"
+    parser = _command(commands, "snapshot", text, _snapshot)
+    _add_configuration(parser)
+    parser.add_argument(
+        "--inspect", metavar="FILE", type=Path, help="says what is in a snapshot instead; no names"
+    )
+
+
+def _snapshot(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    from otel_anomaly.asking import ask, look_into  # noqa: PLC0415 - same as for `run`.
+
+    answer = ask(config) if arguments.inspect is None else look_into(arguments.inspect)
+    print(answer.text, file=sys.stdout if answer.good else sys.stderr)
+    return OK if answer.good else NO

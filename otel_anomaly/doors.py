@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Final
 
+from otel_anomaly.handoff import Admit, admit_all
 from otel_anomaly.otlp.json import decode
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
@@ -18,6 +20,7 @@ from otel_anomaly.receivers.sockets import check_free, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AsyncExitStack
 
     from otel_anomaly.config import Config
     from otel_anomaly.handoff import Clock, Consume
@@ -38,17 +41,23 @@ class Doors:
         *,
         health: Callable[[], Mapping[str, object]],
         ready: Callable[[], bool],
+        admit: Admit = admit_all,
     ) -> None:
-        """`health` and `ready` are what the pages tell."""
+        """`health` and `ready` are what the pages tell; `admit` is asked before a body is read."""
         self._config = config
         protocols = config.receivers.otlp.protocols
         self.grpc: GrpcReceiver | None = None
         if protocols.grpc is not None:
-            self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock)
+            self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock, admit)
         self.http: HttpReceiver | None = None
         if protocols.http is not None:
-            self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode)
+            self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode, admit)
         self.monitoring = Monitoring(config.telemetry.metrics, telemetry, health, ready)
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong with files of the doors on the disk: they go on with what they had."""
+        doors = (("otlp/grpc", self.grpc), ("otlp/http", self.http))
+        return {name: door.problem for name, door in doors if door is not None and door.problem}
 
     def check_free(self) -> None:
         """Say that a port is taken at once, not when the kernels are compiled."""
@@ -73,6 +82,30 @@ class Doors:
         doors = [door for door in (self.grpc, self.http) if door is not None]
         await asyncio.gather(*(door.stop(GRACE_S) for door in doors))
 
+    async def reconfigure(self, old: Config, new: Config, undo: AsyncExitStack) -> None:
+        """Go over to other limits; `undo` goes back. Raises ValueError naming what needs a restart.
+
+        Called also when nothing has changed: files that are named may hold other certificates.
+        """
+        for key, door, section in _parts(self, new):
+            former = next(part for other, _, part in _parts(self, old) if other == key)
+            if (former is None) != (section is None):
+                raise ValueError(f"{key}: a door cannot be made at run time: needs a restart")
+            if door is None or section is None:
+                continue
+            change = getattr(door, "reconfigure", None)
+            if change is None:
+                if former != section:
+                    raise ValueError(f"{key}: cannot change at run time: needs a restart")
+                continue
+            try:
+                await _done(change(section))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{key}: {error}") from error
+            undo.push_async_callback(_back, change, former)
+        undo.callback(setattr, self, "_config", self._config)
+        self._config = new
+
     def places(self) -> dict[str, str]:
         """What listens where."""
         protocols = self._config.receivers.otlp.protocols
@@ -87,3 +120,24 @@ class Doors:
             for name, section, door in listening
             if section is not None and door is not None
         }
+
+
+def _parts(doors: Doors, config: Config) -> list[tuple[str, Any, Any]]:
+    """(key, door, its section) of each."""
+    protocols = config.receivers.otlp.protocols
+    return [
+        ("receivers.otlp.protocols.grpc", doors.grpc, protocols.grpc),
+        ("receivers.otlp.protocols.http", doors.http, protocols.http),
+        ("telemetry.metrics", doors.monitoring, config.telemetry.metrics),
+    ]
+
+
+async def _done(result: object) -> None:
+    """Wait for what a door does, if it takes its time."""
+    if isinstance(result, Awaitable):
+        await result
+
+
+async def _back(change: Callable[[Any], object], section: object) -> None:
+    """Go back to limits that were in force a moment ago."""
+    await _done(change(section))

@@ -9,8 +9,10 @@ end comes when the span is long gone.
 
 from __future__ import annotations
 
+import json
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from math import isfinite
+from typing import TYPE_CHECKING, Final, NamedTuple, get_type_hints
 
 import numpy as np
 
@@ -58,6 +60,27 @@ class EpisodeBook:
         self._reporter = reporter
         self._hold_ns = hold_ns
         self._open: dict[Key, _Open] = {}
+
+    def reconfigure(self, reporter: Reporter, hold_ns: int) -> None:
+        """Go by another configuration from now on; what is open stays open."""
+        self._reporter, self._hold_ns = reporter, hold_ns
+
+    def follow(self, state: State) -> list[EpisodeEvent]:
+        """Find the records of open episodes again, whose rows have moved; end those that are gone.
+
+        An episode of an entity is that of its key and its start.
+        """
+        rows = state.episodes.rows[: int(state.episodes.head["used"][0]) + 1]
+        places = {int(key): row for row, key in enumerate(rows["key"]) if key}
+        events: list[EpisodeEvent] = []
+        was_open, self._open = self._open, {}
+        for (detector, _), opened in was_open.items():
+            row = places.get(opened.key, 0)
+            if row and opened.is_of(rows[row]):
+                self._open[detector, row] = opened
+            else:
+                events.append(_ended(opened.told))
+        return events
 
     def __len__(self) -> int:
         return len(self._open)
@@ -110,6 +133,21 @@ class EpisodeBook:
         self._open.clear()
         return events
 
+    def to_bytes(self) -> bytes:
+        """The book as it lives on in a snapshot: a line an episode, in the order of `tick`."""
+        lines = (
+            json.dumps([detector, opened.key, opened.last_ns, opened.since_ns, *opened.told])
+            for (detector, _), opened in self._open.items()
+        )
+        return "".join(f"{line}\n" for line in lines).encode()
+
+    def reopen(self, pages: list[_Page], state: State) -> list[EpisodeEvent]:
+        """Go on with what `read_pages` gave. Returns the ends of what has no record any more."""
+        # The row of each is found by `settle`: until then any will do that no other has.
+        for number, (detector, opened) in enumerate(pages):
+            self._open[detector, -1 - number] = opened
+        return self.settle(state)
+
     def settle(self, state: State) -> list[EpisodeEvent]:
         """Find what is open in a state that was resized; end what has no record there any more."""
         keys = state.episodes.rows["key"]
@@ -117,7 +155,7 @@ class EpisodeBook:
         opened, self._open = self._open, {}
         events: list[EpisodeEvent] = []
         for (detector, _), episode in opened.items():
-            key = (detector, places.get(episode.key, 0))
+            key = (detector, places.get(episode.key, 0))  # Row 0 is of no episode.
             if episode.is_of(_record(state, key)):
                 self._open[key] = episode
             else:
@@ -157,6 +195,56 @@ class EpisodeBook:
             trace_id=call.trace_id,
             span_id=call.span_id,
         )
+
+
+_Page = tuple[int, _Open]
+"""Detector, episode."""
+
+
+def read_pages(data: bytes) -> list[_Page]:
+    """The opposite of `EpisodeBook.to_bytes`. Raises ValueError for anything it does not write."""
+    try:
+        return [_page(json.loads(line)) for line in data.decode().splitlines()]
+    except (RecursionError, TypeError) as error:
+        raise ValueError("not a line of the book") from error
+
+
+def _page(line: list[object]) -> _Page:
+    if not isinstance(line, list) or len(line) != _BEFORE + len(EpisodeEvent._fields):
+        raise ValueError("not a line of the book")
+    numbers, told = line[:_BEFORE], line[_BEFORE:]
+    for value, kinds in zip(told, _KINDS, strict=True):
+        if type(value) not in kinds or not _is_sound(value):
+            raise ValueError("a value of another kind than the book has there")
+    event = EpisodeEvent(*told)  # type: ignore[arg-type]  # Their kinds were just looked at.
+    whole = [number for number in numbers if type(number) is int and _is_sound(number)]
+    if len(whole) != _BEFORE:
+        raise ValueError("a number out of bounds")
+    detector, key, last_ns, since_ns = whole
+    in_words = event.step in STEPS and event.detector in DETECTORS and event.action in ACTIONS
+    if not in_words or not 0 <= detector < len(DETECTORS) or key == 0:
+        raise ValueError("a word that the book does not have")
+    return detector, _Open(event, key, last_ns, since_ns)
+
+
+def _is_sound(value: object) -> bool:
+    """Whether a number fits into its column, and a text can be written."""
+    if isinstance(value, str):
+        return len(value.encode()) < 1 << 16  # A lone surrogate raises ValueError.
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 63
+    return not isinstance(value, float) or isfinite(value)
+
+
+_BEFORE: Final = 4
+_KINDS_OF: Final[dict[object, tuple[type, ...]]] = {
+    str: (str,),
+    int: (int,),
+    float: (float, int),
+    str | None: (str, type(None)),
+}
+_KINDS: Final = tuple(_KINDS_OF[kind] for kind in get_type_hints(EpisodeEvent).values())
+"""What each field of an event may be."""
 
 
 def _record(state: State, key: Key) -> np.void:

@@ -8,8 +8,14 @@ processor hands on: bytes that are ready to send, with their item count for the 
 from __future__ import annotations
 
 import enum
+import secrets
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+INSTANCE_HEADER: Final = "x-otel-anomaly-instance"
+"""Sent with every exported request, so that a door knows what comes back to it."""
+INSTANCE: Final = secrets.token_hex(16)
+"""Names this process in it: by chance, so that it says nothing of the machine."""
 
 
 class Signal(enum.Enum):

@@ -4,7 +4,7 @@ A kernel is a free function over arrays and numbers that numba compiles and that
 unchanged under `NUMBA_DISABLE_JIT=1`. All integers in kernels are signed 64 bit: numba makes a
 float of int64 + uint64, so hashes and sizes are int64 as well.
 
-The primitives (`load1`, `load8`, `load_word`, `between`, `fold`, `copy`, `prefetch`) are each
+The primitives (`load1`, `load8`, `between`, `fold`, `multiply`, `copy` and others) are each
 written twice: as plain Python, which is their definition, and as the machine instruction. Compiled
 code does not check array bounds, and these never do: **the caller proves that what it asks for lies
 inside the array**.
@@ -179,6 +179,12 @@ def fold(a: Int, b: Int) -> Int:
     return signed((product >> 64) ^ product)
 
 
+def multiply(a: Int, b: Int, more: Int) -> tuple[Int, Int]:
+    """a * b + more in 128 bits, as (upper 64, lower 64); all are taken for numbers without sign."""
+    product = (int(a) & _WORD) * (int(b) & _WORD) + (int(more) & _WORD)
+    return signed(product >> 64), signed(product)
+
+
 def room(count: Int) -> Array:
     """A few bytes to work in, gone when the kernel that asks for them returns.
 
@@ -335,6 +341,20 @@ def _fold(_context: Any, _a: Any, _b: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
+@intrinsic
+def _multiply(_context: Any, _a: Any, _b: Any, _more: Any) -> Any:
+    result = types.UniTuple(types.int64, 2)
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        wide, word = ir.IntType(128), ir.IntType(64)
+        a, b, more = (builder.zext(value, wide) for value in args)
+        product = builder.add(builder.mul(a, b), more)
+        high = builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), word)
+        return context.make_tuple(builder, result, [high, builder.trunc(product, word)])
+
+    return result(types.int64, types.int64, types.int64), generate
+
+
 @intrinsic(prefer_literal=True)
 def _room(_context: Any, count: Any) -> Any:
     if not isinstance(count, types.IntegerLiteral):
@@ -475,6 +495,11 @@ def _bit_count_compiled(_bits: Any) -> Any:
 @_primitive(fold)
 def _fold_compiled(_a: Any, _b: Any) -> Any:
     return lambda _a, _b: _fold(_a, _b)
+
+
+@_primitive(multiply)
+def _multiply_compiled(_a: Any, _b: Any, _more: Any) -> Any:
+    return lambda _a, _b, _more: _multiply(_a, _b, _more)
 
 
 @_primitive(copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +45,11 @@ def make_plans(config: Config, seed: int) -> Plans:
             [patterns.tenant, patterns.agent, patterns.tool, patterns.programs]
         ),
     )
+
+
+def rules_of(plans: Plans) -> str:
+    """Names what limits are worked out by: a digest of the sections of all detectors."""
+    return hashlib.sha256(plans.limits.tobytes()).hexdigest()
 
 
 def _plan_of_arguments(detectors: DetectorsConfig, seed: int) -> np.ndarray:

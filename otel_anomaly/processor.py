@@ -42,10 +42,12 @@ from otel_anomaly.otlp.scan import (
     scan,
 )
 from otel_anomaly.otlp.splice import splice
-from otel_anomaly.refitting import refit
-from otel_anomaly.resizing import FOR_EVER_NS, make_state
+from otel_anomaly.plans import rules_of
+from otel_anomaly.redacting import Redactor
+from otel_anomaly.resizing import FOR_EVER_NS, keep, make_state, resize
 from otel_anomaly.rules import Rules, make_rules
 from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.snapshot import Snapshot, copied
 from otel_anomaly.state import (
     BAD_IDS,
     CALLS,
@@ -135,10 +137,11 @@ class Processor:
         telemetry: Telemetry,
         *,
         seed: int,
+        state: State | None = None,
         on_judged: Callable[[Columns, Judgement], None] | None = None,
         on_emptied: Callable[[], None] | None = None,
     ) -> None:
-        """`seed`: secret of all hashes.
+        """`seed`: secret of all hashes; `state`: what was learned under it, if anything was.
 
         `on_judged` sees every judged request; copy to keep. `on_emptied` is told when a failure
         emptied the state; it must not raise.
@@ -150,7 +153,7 @@ class Processor:
         self._seed = seed
         self._take_rules(make_rules(config, seed))
         self._scratch = Workspace()
-        self.state = make_state(config)
+        self.state = make_state(config) if state is None else state
         self._accepted = {name: telemetry.accepted_spans.labels(name) for name in TRANSPORTS}
         self._spans = 0
         self._forged = 0
@@ -161,6 +164,8 @@ class Processor:
     def _take_rules(self, rules: Rules) -> None:
         self._config, self._plans, self.keys, self.texts = rules
         self._hold_ns = rules.config.identity.hold
+        redact = rules.config.redact
+        self._redactor = Redactor(redact, self._telemetry) if redact.enabled else None
 
     def prepare(self, config: Config) -> Rules:
         """Compile another configuration. Raises ValueError for what only this can tell.
@@ -172,10 +177,11 @@ class Processor:
     def adopt(self, rules: Rules) -> None:
         """Judge by `rules` from the next request on. What was learned stays.
 
-        What is held back is judged at once, by the rules under which it came.
+        What is held back is judged at once, by the rules under which it came. With other
+        capacities rows move: whoever remembers row numbers looks again.
         """
         self.release_all()
-        refit(self.state, self._config, rules.config)
+        self.state = resize(self.state, rules.config)
         self._take_rules(rules)
 
     def process(self, batch: Batch) -> Reply:
@@ -198,6 +204,11 @@ class Processor:
         """`process` for a trace batch that was scanned already."""
         if not batch.body:
             return Reply(Outcome.ACCEPTED)
+        if self._redactor is not None:
+            try:
+                columns = self._redactor.cover(columns)
+            except Exception as error:  # noqa: BLE001 - what cannot be redacted must not leave.
+                return self._refuse_unredacted(batch, columns, error)
         room = len(batch.body) + room_for(self.texts, columns.call_count)
         outcome = self._room.reserve(room)
         if outcome is not Outcome.ACCEPTED:
@@ -206,6 +217,13 @@ class Processor:
         if self._waits_for_identity(batch, columns):
             return _answered(self._hold_back(batch, columns, room))
         return _answered(self._finish(batch, columns, room))
+
+    def _refuse_unredacted(self, batch: Batch, columns: Columns, error: Exception) -> Reply:
+        """The answer to a batch that could not be redacted: for good, or it comes for ever."""
+        self._telemetry.redaction_failures.inc()
+        self._log_failure(error, batch.received_ns, "redaction failed: the request is refused")
+        spans = columns.span_count if batch.signal is Signal.TRACES else 0
+        return self._refuse(batch, Outcome.MALFORMED, spans, "the request could not be redacted")
 
     def _waits_for_identity(self, batch: Batch, columns: Columns) -> bool:
         """Whether a call of the request does not tell itself who made it."""
@@ -250,6 +268,8 @@ class Processor:
             except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.
                 self._detection_failed(error, batch.received_ns)
                 body = self._without_forged(columns)
+        elif columns.redacted is not None:
+            body = self._without_forged(columns)
         spans = columns.span_count if batch.signal is Signal.TRACES else 1
         pending = self._room.commit(Payload(body, batch.signal, spans), room)
         if batch.signal is Signal.TRACES:
@@ -303,7 +323,7 @@ class Processor:
             scratch.blob[: blob_bytes(self.texts, columns.call_count)],
             ends,
         )
-        body = splice(columns, self.keys, scratch.blob, ends)
+        body = self._spliced(columns, scratch.blob, ends)
         self._forged += columns.forged_count
         self._tell(columns, judgement, received_ns)
         if rows > ROWS_KEPT or len(columns.body) > BODY_KEPT:
@@ -323,9 +343,16 @@ class Processor:
         """The request without verdicts, also without those an agent wrote itself."""
         try:
             nothing = np.zeros(columns.rows.size, np.int64)
-            return splice(columns, self.keys, np.empty(0, np.uint8), nothing)
+            return self._spliced(columns, np.empty(0, np.uint8), nothing)
         except Exception:  # noqa: BLE001 - what came is better than nothing.
-            return columns.body
+            return columns.body if columns.redacted is None else columns.redacted
+
+    def _spliced(self, columns: Columns, blob: np.ndarray, ends: np.ndarray) -> bytes:
+        """The request with these attributes, as it may be forwarded."""
+        body = splice(columns, self.keys, blob, ends)
+        if self._redactor is None or columns.redacted is None:
+            return body
+        return self._redactor.finish(columns, body, self.keys, blob, ends)
 
     def judge_nothing(self) -> None:
         """Go through the motions without a request: compiles all that needs the state."""
@@ -403,9 +430,13 @@ class Processor:
         return self._room.retry_after_s() if outcome.retryable else 0.0
 
     def _failed(self, error: Exception, now_ns: int, message: str) -> None:
-        if self.healthy:  # Once a bout: whoever found the bug may send it with every request.
-            LOG.error("%s", message, exc_info=error)
         self._telemetry.detection_failures.inc()
+        self._log_failure(error, now_ns, message)
+
+    def _log_failure(self, error: Exception, now_ns: int, message: str) -> None:
+        """Degraded for a minute. Logged once a bout: who found the bug may send it each time."""
+        if self.healthy:
+            LOG.error("%s", message, exc_info=error)
         self._failed_ns = now_ns
 
     def _detection_failed(self, error: Exception, now_ns: int) -> None:
@@ -415,6 +446,16 @@ class Processor:
         self.state = make_state(self._config)._replace(counters=self.state.counters)
         if self._on_emptied is not None:
             self._on_emptied()
+
+    def progress(self) -> tuple[int, ...]:
+        """Differs when anything was judged or looked at in between."""
+        return tuple(self.state.watermark.tolist())
+
+    def snapshot(self, book: bytes, now_ns: int, room: np.ndarray | None = None) -> Snapshot:
+        """All that is to live on, copied: into `room` as far as it fits. Requests that are held
+        back are not in it."""
+        kept = copied(keep(self.state), room)
+        return Snapshot(kept, self._seed, rules_of(self._plans), book, now_ns)
 
     @property
     def healthy(self) -> bool:

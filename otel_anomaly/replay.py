@@ -24,6 +24,8 @@ from otel_anomaly.processor import SIGNALS, Processor
 from otel_anomaly.recordings import RecordingError
 from otel_anomaly.report import Reporter, finding_numbers
 from otel_anomaly.scoring import DETECTORS
+from otel_anomaly.snapshot_file import SnapshotRefused, write
+from otel_anomaly.snapshots import load
 from otel_anomaly.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -54,7 +56,9 @@ class Replay:
         calls: bool,
         writer: recordings.Writer | None,
         explain: str | None = None,
+        load_state: Path | None = None,
     ) -> None:
+        """`load_state`: a snapshot to begin with. Raises SnapshotRefused, or FileNotFoundError."""
         self.findings: list[dict[str, Any]] = []
         self.calls: list[dict[str, Any]] = []
         self._keep_calls = calls
@@ -69,7 +73,15 @@ class Replay:
         limits = limits.model_copy(update=wanted)
         identity = config.identity.model_copy(update={"limits": limits})
         config = config.model_copy(update={"identity": identity})
-        self.processor = Processor(config, self, Telemetry(), seed=SEED, on_judged=self._on_judged)
+        loaded = None if load_state is None else load(load_state, config)
+        self.processor = Processor(
+            config,
+            self,
+            Telemetry(),
+            seed=SEED if loaded is None else loaded.seed,
+            state=None if loaded is None else loaded.state,
+            on_judged=self._on_judged,
+        )
         self._reporter = Reporter(self.processor.texts)
         self.explanation = Explanation(explain) if explain is not None else None
 
@@ -268,6 +280,7 @@ def _replay_files(
     calls: bool,
     signal: Signal | None,
     explain: str | None,
+    load_state: Path | None,
 ) -> Replay:
     """Replay `files` in order. Raises RecordingError."""
     with contextlib.ExitStack() as stack:
@@ -276,7 +289,13 @@ def _replay_files(
             _refuse_overwriting(out, files)
             writer = recordings.Writer(out)
             stack.callback(writer.close)
-        replay = Replay(config, calls=calls, writer=writer, explain=explain)
+        try:
+            replay = Replay(
+                config, calls=calls, writer=writer, explain=explain, load_state=load_state
+            )
+        except (SnapshotRefused, FileNotFoundError) as error:
+            reason = error if isinstance(error, SnapshotRefused) else "there is none"
+            raise RecordingError(f"{load_state}: {reason}") from error
         signals = [signal or _signal_of(path, replay.processor) for path in files]
         for path, chosen in zip(files, signals, strict=True):
             for recorded in recordings.read(path, chosen):
@@ -285,6 +304,14 @@ def _replay_files(
             for recorded in recordings.read(path, chosen):
                 replay.request(recorded)
     return replay
+
+
+def _save(processor: Processor, path: Path) -> None:
+    """Leave a snapshot behind. Raises RecordingError."""
+    try:
+        write(path, processor.snapshot(b"", time.time_ns()))
+    except OSError as error:
+        raise RecordingError(f"{path}: {error.strerror or error}") from error
 
 
 def replay_command(
@@ -296,16 +323,31 @@ def replay_command(
     calls: bool,
     signal: Signal | None,
     explain: str | None = None,
+    load_state: Path | None = None,
+    save_state: Path | None = None,
     stdout: TextIO,
 ) -> int:
     """Replay `files` in order and print the report. Returns the exit code.
 
     `signal`: what all binary files hold; None: each what can be read in it.
     `explain`: id of a span, hex; what every detector said of it is printed instead.
+    `load_state`, `save_state`: snapshots to begin with, and to leave behind. What later spans of a
+    trace say is known for the whole of each replay: a recording replayed in halves is the same as
+    the whole when no trace is in both.
     """
     started = time.perf_counter()
     try:
-        replay = _replay_files(config, files, out=out, calls=calls, signal=signal, explain=explain)
+        replay = _replay_files(
+            config,
+            files,
+            out=out,
+            calls=calls,
+            signal=signal,
+            explain=explain,
+            load_state=load_state,
+        )
+        if save_state is not None:
+            _save(replay.processor, save_state)
     except RecordingError as error:
         sys.stderr.write(f"{error}\n")
         return EXIT_UNREADABLE

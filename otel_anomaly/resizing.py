@@ -18,7 +18,7 @@ from otel_anomaly.config import effective_detectors
 from otel_anomaly.detectors.finding import SECOND_NS
 from otel_anomaly.detectors.ring import SECONDS
 from otel_anomaly.entities import identity
-from otel_anomaly.entities.links import make_links
+from otel_anomaly.entities.links import LINK, make_links
 from otel_anomaly.entities.packing import (
     KeptLinks,
     KeptTable,
@@ -89,6 +89,22 @@ def make_state(config: Config) -> State:
         make_table(limits.labels, LABEL, **lasting),
         make_table(limits.episodes, EPISODE, **lasting),
     )
+
+
+def bytes_of(config: Config) -> int:
+    """Bytes that a state of `config` has room for."""
+    limits = config.identity.limits
+    rows = (
+        (limits.moves, ENTRY),
+        (2 * limits.spans, LINK),
+        (limits.traces, identity.TRACE),
+        (limits.labels, identity.NAME),
+        (limits.agents, AGENT),
+        (limits.services, SERVICE),
+        (limits.sessions, SESSION),
+        (limits.episodes, EPISODE),
+    )
+    return sum(count * record.itemsize for count, record in rows)
 
 
 def keep(state: State) -> Kept:

@@ -11,15 +11,19 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from otel_anomaly import __version__
+from otel_anomaly.directory_lock import DirectoryLock
 from otel_anomaly.kernels import cache_is_warm, signed
 from otel_anomaly.service import Service
 
 if TYPE_CHECKING:
     from otel_anomaly.config import Config
+    from otel_anomaly.reloading import Readable
 
+HANG_UP: Final = getattr(signal, "SIGHUP", None)
+"""What asks for a reload; there is none on Windows."""
 EXIT_OK, EXIT_CANNOT_START = 0, 3
 
 
@@ -53,7 +57,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 64 << 20)
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, source: Readable | None) -> int:
     err = sys.stderr
     if not cache_is_warm():
         print("first start on this machine: compiling the kernels, about a minute ...", file=err)
@@ -64,7 +68,11 @@ async def _serve(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        service = Service(config, clock, sys.stdout, seed=random_seed())
+        service = Service(config, clock, sys.stdout, seed=random_seed(), source=source)
+        if HANG_UP is not None:  # One that comes while we start is done when we have.
+            loop.add_signal_handler(HANG_UP, service.reloads.request)
+        if sys.platform != "win32":
+            loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
         await service.start()
     except (OSError, ValueError) as error:
         print(f"otel-anomaly cannot start: {error}", file=err)
@@ -73,7 +81,7 @@ async def _serve(config: Config) -> int:
     await stop.wait()
     print("stopping: no new requests, delivering what is held ...", file=err, flush=True)
     await service.stop()
-    for name in config.exporters:
+    for name in service.exporter_names():
         print(f"stopped: {name}: {service.telemetry.ledger(name).sentence()}", file=err, flush=True)
     return EXIT_OK
 
@@ -83,19 +91,33 @@ def _welcome(service: Service, seconds: float) -> str:
     return f"otel-anomaly {__version__} ready after {seconds:.1f} s: {places}"
 
 
-def run(config: Config) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit code."""
+def run(config: Config, source: Readable | None = None) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit code.
+
+    `source`: where the configuration is read again on SIGHUP.
+    """
+    if HANG_UP is not None:  # It would end us until somebody listens.
+        signal.signal(HANG_UP, signal.SIG_IGN)
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     keep_freed_memory()
-    try:
-        Path(config.storage.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
-        return EXIT_CANNOT_START
+    directory = Path(config.storage.directory)
+    with contextlib.ExitStack() as stack:
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            stack.enter_context(DirectoryLock(directory))
+        except OSError as error:
+            sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
+            return EXIT_CANNOT_START
+        return _run_loop(config, source)
+
+
+def _run_loop(config: Config, source: Readable | None) -> int:
     if sys.platform == "win32":
-        return asyncio.run(_serve(config))
+        return asyncio.run(_serve(config, source))
     import uvloop  # noqa: PLC0415 - not to be had on Windows.
 
-    return uvloop.run(_serve(config))
+    # By default it ends the process: a command may ask for a snapshot before there is a service.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    return uvloop.run(_serve(config, source))

@@ -1,8 +1,8 @@
 """The service: builds every part, starts the far end first and drains the door first.
 
     start   monitoring, exporters, sinks, kernels warm, doors, ready
-    stop    not ready, doors shut, requests in flight answered, queues drained to the deadline,
-            sinks flushed, last words: accepted = sent + held + dropped
+    stop    not ready, doors shut, requests in flight answered, what was learned written, queues
+            drained to the deadline, sinks flushed, last words: accepted = sent + held + dropped
 
 One event loop runs it all. A request is judged where it arrives, between two awaits; only the scan
 of a large body goes to a thread, where it holds no lock.
@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, TextIO
 
 from otel_anomaly import __version__
 from otel_anomaly.config import Config, config_hash
 from otel_anomaly.doors import Doors
-from otel_anomaly.episodes import EpisodeBook
-from otel_anomaly.exporters import build
+from otel_anomaly.episodes import EpisodeBook, read_pages
+from otel_anomaly.exporters import Exchange, Makers
 from otel_anomaly.handoff import Batch, Clock, Outcome, Reply, Signal
+from otel_anomaly.memory import MemoryLimiter
 from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
 from otel_anomaly.processor import SIGNALS, Processor
+from otel_anomaly.reloading import Fixed, Readable, Reloads, check_can_change
 from otel_anomaly.report import Reporter
+from otel_anomaly.snapshots import Snapshots
 from otel_anomaly.telemetry import Telemetry
 from otel_anomaly.telling import Telling, sink_names
 from otel_anomaly.warm import warm
@@ -30,6 +34,7 @@ from otel_anomaly.warm import warm
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from otel_anomaly.handoff import EpisodeEvent
     from otel_anomaly.state import Judgement
 
 INLINE_BYTES_MAX: Final = 1 << 20
@@ -44,24 +49,48 @@ HOLD_STEP_S_MIN: Final = 0.01
 class Service:
     """One running service."""
 
-    def __init__(self, config: Config, clock: Clock, out: TextIO, *, seed: int) -> None:
-        """Build every part. Raises OSError or ValueError when one cannot be."""
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        out: TextIO,
+        *,
+        seed: int,
+        source: Readable | None = None,
+    ) -> None:
+        """Build every part. Raises OSError or ValueError when one cannot be.
+
+        `source`: where the configuration is read again; when not given it stays as it is.
+        """
         self._config, self._clock = config, clock
         self.telemetry = Telemetry(config.exporters, sink_names(config))
-        self._fanout = build(config, self.telemetry, clock, random.Random(seed))  # noqa: S311
+        self.snapshots = Snapshots(config, clock, self.telemetry)
+        loaded = self.snapshots.load()
+        makers = Makers(self.telemetry, clock, random.Random(seed))  # noqa: S311
+        self._exporters = Exchange(config, makers)
+        self._fanout = self._exporters.fanout
+        self.memory = MemoryLimiter(
+            config.service.memory, self.telemetry, clock, self._fanout.retry_after_s
+        )
         self.processor = Processor(
             config,
             self._fanout,
             self.telemetry,
-            seed=seed,
+            seed=seed if loaded is None else loaded.seed,
+            state=None if loaded is None else loaded.state,
             on_judged=self._on_judged,
             on_emptied=self._on_emptied,
         )
         self._book = EpisodeBook(Reporter(self.processor.texts), config.alerts.hold)
+        self._over: list[EpisodeEvent] = []  # What is open in a snapshot and has no record.
+        if loaded is not None:
+            self._over = self._book.reopen(read_pages(loaded.book), self.processor.state)
         self._telling = Telling(clock, self.telemetry, out)
         self._stopping = False
         self._exporters_run = False
         self._ticker: asyncio.Task[None] | None = None
+        self._reloaders: list[asyncio.Task[None]] = []
+        self.reloads = Reloads(source or Fixed(config), self.reconfigure, self.telemetry, clock)
         self.is_ready = False
         self.doors = Doors(
             config,
@@ -70,6 +99,7 @@ class Service:
             clock,
             health=self.health,
             ready=lambda: self.is_ready,
+            admit=self.memory.admit,
         )
 
     async def start(self) -> None:
@@ -80,19 +110,33 @@ class Service:
             await self._fanout.start()
             self._exporters_run = True
             self._telling.start(self._config)
-            await asyncio.to_thread(warm)
+            self._telling.tell(self._over)
+            await asyncio.to_thread(warm, redacts=self._config.redact.enabled)
             await self.doors.open()
         except BaseException:
             await self.stop()
             raise
         self._ticker = asyncio.create_task(self._tick_forever())
+        self._reloaders = [
+            asyncio.create_task(self.reloads.serve()),
+            asyncio.create_task(self.reloads.watch(self._watch_interval_ns)),
+        ]
+        self.snapshots.start(self)
         self.is_ready = True
         self.telemetry.ready.set(1)
+        self.reloads.note_loaded()
+
+    def pages(self) -> bytes:
+        """The book of open episodes, for a snapshot."""
+        return self._book.to_bytes()
 
     async def consume(self, batch: Batch) -> Reply:
         """What the doors call with each request."""
         if self._stopping:
             return Reply(Outcome.STOPPING, "the service is stopping: send again later", 1.0)
+        refusal = self.memory.admit(len(batch.body))
+        if refusal is not None:
+            return refusal
         reply = await self._process(batch)
         return reply if reply.pending is None else await reply.pending
 
@@ -100,12 +144,44 @@ class Service:
         """Judge a batch and hand it on, the large ones scanned in a thread."""
         if batch.signal is Signal.METRICS or len(batch.body) <= INLINE_BYTES_MAX:
             return self.processor.process(batch)
-        signal = SIGNALS[batch.signal]
+        signal, keys = SIGNALS[batch.signal], None
         try:
-            columns = await asyncio.to_thread(scan, batch.body, self.processor.keys, signal)
+            while keys is not self.processor.keys:  # Others by now: what was read is theirs.
+                keys = self.processor.keys
+                columns = await asyncio.to_thread(scan, batch.body, keys, signal)
         except MalformedRequest as error:
             return self.processor.refuse_unread(batch, error)
         return self.processor.process_columns(batch, columns)
+
+    async def reconfigure(self, config: Config) -> bool:
+        """Go over to another configuration: no port is closed, nothing held or learned is lost.
+
+        Returns whether anything has changed. Raises OSError or ValueError naming what cannot be;
+        then all is as before.
+        """
+        old = self._config
+        check_can_change(old, config)
+        async with AsyncExitStack() as undo:
+            rules = await asyncio.to_thread(self.processor.prepare, config)
+            exporters = await self._exporters.prepare(config, undo)
+            telling = await self._telling.prepare(old, config, undo)
+            await self.doors.reconfigure(old, config, undo)
+            # From here on nothing waits, so no request sees half of it; and nothing fails.
+            if config != old:
+                self.processor.adopt(rules)
+            undo.pop_all()
+            exporters()
+            if config != old:
+                telling()
+                self._book.reconfigure(Reporter(rules.texts), config.alerts.hold)
+                self._telling.tell(self._book.follow(self.processor.state))
+                self.memory.reconfigure(config.service.memory)
+            self._config = config
+        return config != old
+
+    def _watch_interval_ns(self) -> int:
+        service = self._config.service
+        return service.watch_interval if service.watch_config else 0
 
     def _on_judged(self, columns: Columns, judgement: Judgement) -> None:
         if judgement.steps.size:
@@ -115,10 +191,10 @@ class Service:
         self._telling.tell(self._book.forget())
 
     async def _tick_forever(self) -> None:
-        hold_s = self._config.identity.hold / 1e9
-        step_s = min(TICK_S, max(hold_s / HOLD_STEPS, HOLD_STEP_S_MIN)) if hold_s else TICK_S
         slept_s = 0.0
         while True:
+            hold_s = self._config.identity.hold / 1e9
+            step_s = min(TICK_S, max(hold_s / HOLD_STEPS, HOLD_STEP_S_MIN)) if hold_s else TICK_S
             await asyncio.sleep(step_s)
             self.processor.release(self._clock.now_ns())
             slept_s += step_s
@@ -131,19 +207,37 @@ class Service:
         self._telling.tell(self._book.tick(self.processor.state, now_ns))
         self.processor.sweep(now_ns)
         self.telemetry.episodes_open.set(len(self._book))
+        self.memory.tick()
 
     def health(self) -> Mapping[str, object]:
         """For /healthz: what a person asks first."""
-        problems = self._telling.problems()
+        problems = self._telling.problems() | self._fanout.problems() | self.doors.problems()
         if not self.processor.healthy:
             problems["detection"] = "a batch went on without a verdict; see the log"
+        for name, problem in (
+            ("configuration", self.reloads.problem),
+            ("memory", self.memory.problem),
+            ("snapshots", self.snapshots.problem),
+        ):
+            if problem:
+                problems[name] = problem
+        state = self.processor.state
         return {
             "status": "degraded" if problems else "ok",
             "ready": self.is_ready,
             "version": __version__,
             "config_hash": config_hash(self._config),
             "problems": problems,
+            "state": {
+                "agents": int(state.agents.head["in_use"][0]),
+                "sessions": int(state.sessions.head["in_use"][0]),
+                **self.snapshots.status(),
+            },
         }
+
+    def exporter_names(self) -> list[str]:
+        """The exporters in use."""
+        return list(self._config.exporters)
 
     def places(self) -> dict[str, str]:
         """What listens where."""
@@ -153,15 +247,21 @@ class Service:
         """Door first. Safe to call on what was only half started."""
         self.is_ready = False
         self.telemetry.ready.set(0)
+        for task in self._reloaders:
+            task.cancel()
+        if self._reloaders:  # A reload under way takes back what it has begun.
+            await asyncio.wait(self._reloaders)
         await self.doors.shut()
         self._stopping = True
         if self._ticker is not None:
             self._ticker.cancel()
         self.processor.release_all()
-        self._telling.tell(self._book.end_all(self.processor.state))
+        if not await self.snapshots.finish():
+            self._telling.tell(self._book.end_all(self.processor.state))
         try:
             if self._exporters_run:
                 await self._fanout.stop(self._config.service.drain_timeout / 1e9)
         finally:  # The threads of the sinks would keep the process alive.
+            await self._telling.settled()
             await asyncio.to_thread(self._telling.close, self.telemetry.ledger())
             await self.doors.monitoring.stop()

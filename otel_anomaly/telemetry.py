@@ -40,6 +40,8 @@ DROP_REASONS = (
     "write_failed",
 )
 
+SNAPSHOT_RESULTS = ("written", "failed", "unchanged", "refused")
+
 JudgeCounts = Mapping[tuple[str, tuple[str, ...]], int]
 """(metric, label values) -> value, as `Processor.counts` gives it."""
 
@@ -142,8 +144,17 @@ class Telemetry:
         self.detection_failures = self._counter(
             "detection_failures", "Batches that went on without a verdict because detection failed."
         )
+        self._count_redaction()
         self.episodes_open = self._gauge("episodes_open", "Episodes that have not ended.")
+        self._add_snapshots()
         self.ready = self._gauge("ready", "1 when the doors are open.")
+        self._add_configuration_and_memory()
+        # Accepted spans that were there before an exporter was, or came while it was not.
+        self._missed: dict[str, int] = {}
+        self._away_since: dict[str, int] = {}
+        self._start_at_zero(exporters, sinks)
+
+    def _add_configuration_and_memory(self) -> None:
         self.config_reloads = self._counter(
             "config_reloads", "Times that the configuration was read again.", "result"
         )
@@ -158,12 +169,13 @@ class Telemetry:
         )
         self.memory_used = self._gauge("memory_used_bytes", "What is held against the limit.")
         self.config_reload_ok.set(1)
-        # Accepted spans that were there before an exporter was, or came while it was not.
-        self._missed: dict[str, int] = {}
-        self._away_since: dict[str, int] = {}
-        self._start_at_zero(exporters, sinks)
 
     def _declare_doors(self) -> None:
+        self.looped_requests = self._counter(
+            "receiver_looped_requests",
+            "Requests refused because this process sent them itself.",
+            "transport",
+        )
         self.connections = self._gauge(
             "receiver_connections", "Connections open at the HTTP doors.", "transport"
         )
@@ -182,6 +194,31 @@ class Telemetry:
             "receiver_reload_failures",
             "Certificate or credential files that changed and could not be used.",
             "transport",
+        )
+
+    def _add_snapshots(self) -> None:
+        self.snapshots = self._counter(
+            "state_snapshots",
+            "Snapshots of what was learned: written, failed, not needed (`unchanged`); refused at"
+            " start.",
+            "result",
+        )
+        self.snapshot_bytes = self._gauge("state_snapshot_bytes", "Size of the last one written.")
+        self.snapshot_age = self._gauge(
+            "state_snapshot_age_seconds",
+            "How much a crash would lose now: since the last snapshot, else since the start.",
+        )
+        self.loaded_age = self._gauge(
+            "state_loaded_age_seconds", "Age at start of what was loaded; 0 after a cold start."
+        )
+
+    def _count_redaction(self) -> None:
+        self.redacted_values = self._counter(
+            "redacted_values", "Strings and numbers in which something was redacted."
+        )
+        self.redaction_failures = self._counter(
+            "redaction_failures",
+            "Requests that could not be redacted: refused, or masked where removing failed.",
         )
 
     def read_judge(self, counts: Callable[[], JudgeCounts]) -> None:
@@ -241,8 +278,11 @@ class Telemetry:
         return Gauge(f"{PREFIX}_{name}", text, labels, registry=self.registry)
 
     def _start_at_zero(self, exporters: Iterable[str], sinks: Iterable[str]) -> None:
+        for result in SNAPSHOT_RESULTS:
+            self.snapshots.labels(result)
         for transport in TRANSPORTS:
             self.accepted_spans.labels(transport)
+            self.looped_requests.labels(transport)
             for outcome in Outcome:
                 if outcome is not Outcome.ACCEPTED:
                     self.refused_spans.labels(transport, outcome.value)

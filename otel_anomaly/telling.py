@@ -5,12 +5,16 @@ Both have a thread of their own; whoever starts them must close them, or the pro
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, TextIO
 
 from otel_anomaly.config import audit_path, config_hash
 from otel_anomaly.sinks import AuditSink, ConsoleSink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AsyncExitStack
+
     from otel_anomaly.config import Config
     from otel_anomaly.handoff import Clock, EpisodeEvent
     from otel_anomaly.telemetry import Ledger, Telemetry
@@ -32,16 +36,71 @@ class Telling:
         self._clock, self._telemetry, self._out = clock, telemetry, out
         self._audit: AuditSink | None = None
         self._console: ConsoleSink | None = None
+        self._closing: set[asyncio.Task[bool]] = set()
 
     def start(self, config: Config) -> None:
         """Open what `config` asks for. Raises OSError when the trail cannot be written."""
         if config.audit.enabled:
-            self._audit = AuditSink(
-                audit_path(config), config_hash(config), config.audit, self._telemetry, self._clock
-            )
+            self._audit = self._trail_of(config)
             self._audit.service_started()
         if config.alerts.console:
-            self._console = ConsoleSink(self._out, self._telemetry, config.alerts, self._clock)
+            self._console = self._console_of(config)
+
+    async def prepare(self, old: Config, new: Config, undo: AsyncExitStack) -> Callable[[], None]:
+        """Open what `new` needs beside what is open; `undo` closes it. Returns what goes over.
+
+        Raises OSError when the new trail cannot be written.
+        """
+        await self.settled()  # What is closing still holds the lock of its trail.
+        same = audit_path(old) == audit_path(new) and new.audit.enabled
+        audit = self._audit if same else None
+        if new.audit.enabled and audit is None:
+            audit = await asyncio.to_thread(self._new_trail, old, new)
+            undo.push_async_callback(asyncio.to_thread, audit.close, FLUSH_S)
+        return lambda: self._commit(audit, new)
+
+    def _new_trail(self, old: Config, new: Config) -> AuditSink:
+        audit = self._trail_of(new)
+        try:
+            audit.trail_opened(config_hash(old))
+        except BaseException:
+            audit.close(0)
+            raise
+        return audit
+
+    def _trail_of(self, config: Config) -> AuditSink:
+        return AuditSink(
+            audit_path(config), config_hash(config), config.audit, self._telemetry, self._clock
+        )
+
+    def _commit(self, audit: AuditSink | None, new: Config) -> None:
+        former, self._audit = self._audit, audit
+        if former is not None and former is audit:
+            former.config_reloaded(config_hash(new), new.audit)
+        elif former is not None:
+            former.trail_closed(config_hash(new))
+            self._close_beside(former)
+        if self._console is not None and not new.alerts.console:
+            self._close_beside(self._console)
+            self._console = None
+        elif self._console is not None:
+            self._console.retune(new.alerts)
+        elif new.alerts.console:
+            self._console = self._console_of(new)
+
+    def _console_of(self, config: Config) -> ConsoleSink:
+        return ConsoleSink(self._out, self._telemetry, config.alerts, self._clock)
+
+    def _close_beside(self, sink: AuditSink | ConsoleSink) -> None:
+        """Write what a sink still holds and close it, in a thread of its own."""
+        task = asyncio.create_task(asyncio.to_thread(sink.close, FLUSH_S), name="sink closes")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def settled(self) -> None:
+        """Wait for the sinks that were let go."""
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def tell(self, events: list[EpisodeEvent]) -> None:
         """Tell all sinks. Never blocks, never raises."""

@@ -86,9 +86,10 @@ def view(data: bytes) -> Array:
 
 
 def plain(record: Any) -> tuple[Any, ...]:
-    """A record as a tuple of tuples and numbers."""
+    """A record as a tuple of tuples and numbers, without where what was found last lies."""
+    fields = (record[name] for name in record.dtype.names if not name.startswith("mark"))
     return tuple(
-        tuple(field.tolist()) if isinstance(field, np.ndarray) else int(field) for field in record
+        tuple(field.tolist()) if isinstance(field, np.ndarray) else int(field) for field in fields
     )
 
 

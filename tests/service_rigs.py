@@ -30,13 +30,14 @@ FREE = {"endpoint": "127.0.0.1:0"}
 
 
 def config_in(folder: Path, **sections: Any) -> Config:
-    """All parts on free ports, files in `folder`, limits that a handful of calls reach."""
+    """All parts on free ports, files in `folder`, limits that a handful of calls reach; what is
+    learned ends with the service."""
     return Config.model_validate({
         "receivers": {"otlp": {"protocols": {"grpc": FREE, "http": FREE}}},
         "detectors": LOW_LIMITS,
         "audit": {"fsync": False},
         "telemetry": {"metrics": FREE},
-        "storage": {"directory": str(folder)},
+        "storage": {"directory": str(folder), "snapshots": {"enabled": False}},
         "exporters": {"file": {"sending_queue": {"batch": {"flush_timeout": "1ms"}}}},
         **sections,
     })  # fmt: skip

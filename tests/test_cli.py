@@ -42,7 +42,9 @@ def test_run_starts_the_service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     Guarantees: the service gets their configuration; its exit code is ours.
     """
     started = []
-    stand_in(monkeypatch, "otel_anomaly.running", "run", lambda config: started.append(config) or 3)
+    stand_in(
+        monkeypatch, "otel_anomaly.running", "run", lambda config, _: started.append(config) or 3
+    )
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text("detectors: {rate: {warn: 7}}")
     two.write_text("audit: {enabled: false}")
@@ -60,7 +62,9 @@ def test_run_without_a_file_runs_on_defaults(monkeypatch: pytest.MonkeyPatch) ->
     Guarantees: the service gets the defaults, with OTEL_ANOMALY_DATA as their place for files.
     """
     started = []
-    stand_in(monkeypatch, "otel_anomaly.running", "run", lambda config: started.append(config) or 0)
+    stand_in(
+        monkeypatch, "otel_anomaly.running", "run", lambda config, _: started.append(config) or 0
+    )
     monkeypatch.setenv("OTEL_ANOMALY_DATA", "/some/where")
     assert cli.main(["run"]) == 0
     assert started[0].storage.directory == "/some/where"
@@ -168,7 +172,9 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
     assert "usage: otel-anomaly" in (printed.err if code else printed.out)
 
 
-@pytest.mark.parametrize("command", [["run"], ["validate"], ["replay"], ["audit", "verify"]])
+@pytest.mark.parametrize(
+    "command", [["run"], ["validate"], ["replay"], ["snapshot"], ["audit", "verify"]]
+)
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """
     Scenario: `COMMAND --help`.
@@ -203,6 +209,7 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     one.touch(), two.touch()
     full = ["--set", "detectors.rate.warn=7", "--out", str(out), "--format", "json", "--calls"]
     full += ["--signal", "logs", "--explain", "00F067AA0BA902B7"]
+    full += ["--load-state", str(one), "--save-state", str(two)]
     assert cli.main(["replay", str(one), str(two), *full]) == 1
     assert cli.main(["replay", str(one)]) == 1
     assert asked[0][0].detectors.rate.warn == 7
@@ -213,6 +220,8 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         "calls": True,
         "signal": Signal.LOGS,
         "explain": "00f067aa0ba902b7",
+        "load_state": one,
+        "save_state": two,
         "stdout": sys.stdout,
     }
     assert asked[1] == (
@@ -224,6 +233,8 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             "calls": False,
             "signal": None,
             "explain": None,
+            "load_state": None,
+            "save_state": None,
             "stdout": sys.stdout,
         },
     )
@@ -319,7 +330,7 @@ def test_ctrl_c_is_quiet(
     Guarantees: exit 130, as shells have it, and no traceback.
     """
 
-    def interrupted(_) -> int:
+    def interrupted(*_) -> int:
         raise KeyboardInterrupt
 
     stand_in(monkeypatch, "otel_anomaly.running", "run", interrupted)

@@ -148,6 +148,7 @@ def test_slow_body_runs_out_of_time() -> None:
     Scenario: a body that stops coming, with the deadline set to nearly nothing.
     Guarantees: 408 with a Status body, nothing consumed.
     """
+
     async def scenario() -> None:
         async with http_door(read_timeout="10ms") as rig:
             head = request_head("POST", "/v1/traces", content_type=PROTOBUF, content_length="1000")
@@ -211,6 +212,7 @@ def test_chunk_framing_that_breaks_midway() -> None:
     tell the reader of the body, only its own queue.
     Guarantees: the deadline ends it; nothing is consumed, the next client is served.
     """
+
     async def scenario() -> None:
         async with http_door(read_timeout="50ms") as rig:
             head = request_head(

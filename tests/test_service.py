@@ -258,6 +258,14 @@ def test_health(tmp_path: Path) -> None:
                 "version": __version__,
                 "config_hash": config_hash(config),
                 "problems": {},
+                "state": {
+                    "agents": 0,
+                    "sessions": 0,
+                    "loaded_from": None,
+                    "loaded_age_s": None,
+                    "age_s": 0.0,
+                    "refused": {},
+                },
             }
             gate.fail()
             await rig.consume(calls(3))

@@ -15,6 +15,8 @@ from otel_anomaly.telemetry import (
     JUDGE_METRICS,
     PREFIX,
     REFUSED_CONNECTIONS,
+    RELOAD_RESULTS,
+    SNAPSHOT_RESULTS,
     TRANSPORTS,
     Ledger,
     Telemetry,
@@ -52,6 +54,7 @@ LABELS = {
     "sink": {"audit"},
     "outcome": {outcome.value for outcome in Outcome},
     "reason": {*DROP_REASONS, *SKIP_REASONS[1:], *REFUSED_CONNECTIONS},
+    "result": {*RELOAD_RESULTS, *SNAPSHOT_RESULTS},
 }
 """All the values a label may have. Whoever is watched is in none of them."""
 
@@ -84,7 +87,8 @@ def test_everything_is_there_at_zero() -> None:
     assert set(PROMISED) <= set(series)
     for name, samples in series.items():
         assert not name.endswith("_created")
-        assert [sample.value for sample in samples] == [0] * len(samples)
+        first = 1 if name == "config_reload_ok" else 0  # Nothing was refused yet.
+        assert [sample.value for sample in samples] == [first] * len(samples)
 
 
 def test_promised_labels() -> None:

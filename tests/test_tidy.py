@@ -48,30 +48,43 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": CORE - {"handoff"} | STEPS,
     "verdict": CORE,
     "workspace": CORE | {"verdict"},
+    "redacting": CORE - {"handoff"} | {"telemetry"},
     "resizing": CORE - {"handoff"},
-    "refitting": CORE - {"handoff"},
     "rules": CORE - {"handoff"} | {"plans", "verdict"},
+    "snapshot": CORE | {"resizing"},
+    "snapshot_file": {"resizing", "snapshot"},
+    "soundness": CORE | {"resizing"},
+    "directory_lock": set(),
     "processor": CORE
-    | {"resizing", "refitting", "telemetry", "rules", "gathering", "looking", "judge", "verdict"}
-    | {"workspace"},
+    | {"resizing", "snapshot", "telemetry", "rules", "plans", "gathering", "looking", "judge"}
+    | {"verdict", "workspace", "redacting"},
     "receivers": EDGE,
     "exporters": EDGE,
     "sinks": EDGE,
     "report": CORE | {"verdict"},
     "episodes": CORE | {"report"},
+    "snapshots": CORE
+    | {"telemetry", "plans", "resizing", "snapshot", "snapshot_file", "soundness"}
+    | {"processor", "episodes"},
     "recordings": {"handoff", "otlp"},
     "why_not": CORE,
     "explanation": CORE | {"processor", "report", "why_not"},
-    "replay": CORE | {"telemetry", "processor", "recordings", "report", "explanation"},
+    "replay": CORE
+    | {"telemetry", "processor", "recordings", "report", "explanation"}
+    | {"snapshot_file", "snapshots"},
     "warm": CORE | {"telemetry", "processor", "report", "episodes", "explanation", "gathering"},
     "doors": EDGE | {"receivers"},
     "telling": EDGE | {"sinks"},
+    "memory": EDGE,
+    "reloading": EDGE,
     "service": CORE
     | EDGE
-    | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"},
-    "running": {"config", "kernels", "service"},
+    | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"}
+    | {"memory", "reloading", "snapshots"},
+    "running": {"config", "kernels", "directory_lock", "reloading", "service"},
+    "asking": {"config", "directory_lock", "snapshot_file", "snapshots"},
     "probe": {"config"},
-    "cli": {"handoff", "config", "sinks", "replay", "running", "probe"},
+    "cli": {"handoff", "config", "sinks", "replay", "running", "probe", "asking"},
     "__main__": {"cli"},
 }
 
@@ -80,7 +93,8 @@ MAY_USE: dict[str, set[str]] = {
     "numpy": CORE - {"handoff", "config"}
     | STEPS
     | {"plans", "judge", "verdict", "workspace", "processor", "report", "episodes", "explanation"}
-    | {"why_not", "resizing", "refitting", "rules"},
+    | {"why_not", "redacting", "resizing", "rules", "snapshot", "snapshot_file", "snapshots"}
+    | {"soundness"},
     "numba": {"compilation", "kernels"},
     "llvmlite": {"kernels"},
     "pydantic": {"config"},
@@ -101,7 +115,7 @@ MAY_USE: dict[str, set[str]] = {
 # These rooms compute: bytes and columns in, bytes and columns out. The same code then serves a
 # door, a recorded file, the fuzzer and the benchmark.
 PURE = {"otlp", "entities", "detectors", "scoring", "state", "plans", "judge"} | STEPS
-PURE |= {"refitting", "rules"}
+PURE |= {"rules"}
 OUTSIDE_WORLD = {
     "asyncio",
     "logging",

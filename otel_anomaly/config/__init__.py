@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
-from otel_anomaly.config.conflicts import audit_path, queue_directory, signal_paths
+from otel_anomaly.config.conflicts import (
+    audit_path,
+    listening,
+    queue_directory,
+    signal_paths,
+    snapshot_path,
+)
 from otel_anomaly.config.detectors import (
     BurstConfig,
     ChildProcessConfig,
@@ -67,6 +73,7 @@ from otel_anomaly.config.models import (
     TelemetryConfig,
 )
 from otel_anomaly.config.overrides import OVERRIDES_MAX, OverrideConfig, effective_detectors
+from otel_anomaly.config.own_doors import own_door
 from otel_anomaly.config.patterns import GLOB_BYTES_MAX, PATTERNS_MAX
 from otel_anomaly.config.quantities import (
     DAY_NS,
@@ -81,6 +88,7 @@ from otel_anomaly.config.quantities import (
 from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import MemoryConfig, ServiceConfig
+from otel_anomaly.config.snapshots import SnapshotsConfig
 from otel_anomaly.config.source import Source
 from otel_anomaly.config.summary import summary
 from otel_anomaly.config.yaml_text import ConfigError
@@ -150,6 +158,7 @@ __all__ = [
     "Section",
     "ServiceConfig",
     "Size",
+    "SnapshotsConfig",
     "Source",
     "StorageConfig",
     "TelemetryConfig",
@@ -159,8 +168,11 @@ __all__ = [
     "audit_path",
     "config_hash",
     "effective_detectors",
+    "listening",
     "load_config",
+    "own_door",
     "queue_directory",
     "signal_paths",
+    "snapshot_path",
     "summary",
 ]

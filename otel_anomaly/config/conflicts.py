@@ -117,6 +117,18 @@ def _targets(exporter: AnyExporterConfig) -> Iterator[tuple[str, str]]:
                 yield key, url
 
 
+def destinations(config: Config) -> Iterator[tuple[str, str]]:
+    """Exporter and address, of all that send somewhere."""
+    for name, exporter in config.exporters.items():
+        for _, url in _targets(exporter):
+            yield name, url
+
+
+def listening(config: Config) -> list[str]:
+    """The addresses of our doors."""
+    return [door.text for door in _doors(config)]
+
+
 def _check_files(config: Config) -> None:
     """Two writers of one file, or of one queue's directory, would destroy it."""
     taken: dict[str, KeyPath] = {}
@@ -157,3 +169,9 @@ def queue_directory(config: Config, name: str) -> Path:
 def audit_path(config: Config) -> Path:
     """Where the audit trail lies."""
     return Path(config.audit.path or Path(config.storage.directory, "audit.jsonl"))
+
+
+def snapshot_path(config: Config) -> Path:
+    """Where what was learned lives on."""
+    default = Path(config.storage.directory, "state.snapshot")
+    return Path(config.storage.snapshots.path or default)

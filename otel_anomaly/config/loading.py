@@ -1,21 +1,26 @@
 """From files, `--set` and the environment to one `Config`, or to a list of what is wrong.
 
-Sources lie on top of one another: the defaults, OTEL_ANOMALY_DATA, each file in order, each
-`--set` in order. Maps merge, lists and values are replaced, and a block named without a value
-changes nothing. Doors and exporters are lists in the shape of a map, so a default one goes when
-its block is written out: a file that names `exporters` has exactly the exporters that it and the
-later files name. `--set exporters.debug={}` names one key inside and only adds.
+Sources lie on top of one another: the defaults, OTEL_ANOMALY_DATA, OTEL_EXPORTER_OTLP_* (see
+`environment`), each file in order, each `--set` in order. Maps merge, lists and values are
+replaced, and a block named without a value changes nothing. Doors and exporters are lists in the
+shape of a map, so a default one goes when its block is written out: a file that names `exporters`
+has exactly the exporters that it and the later files name. `--set exporters.debug={}` names one
+key inside and only adds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from otel_anomaly.config.conflicts import destinations, listening
+from otel_anomaly.config.environment import fill, made
 from otel_anomaly.config.models import Config
+from otel_anomaly.config.own_doors import own_door
 from otel_anomaly.config.problems import SECRET, hides_secret, problems, without_password
 from otel_anomaly.config.yaml_text import (
     TEXT_BYTES_MAX,
@@ -29,6 +34,8 @@ from otel_anomaly.config.yaml_text import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+LOG = logging.getLogger("otel_anomaly")
 
 DATA_VARIABLE = "OTEL_ANOMALY_DATA"
 _DEFAULT_BLOCKS: dict[KeyPath, dict[str, object]] = {
@@ -55,10 +62,42 @@ def load_config(
     merged = _defaults(layers, environ)
     for layer in layers:
         merged = merged.under(layer)
+    merged = fill(merged, environ)
+    config = _validated(merged)
+    named = any(_writes_out(layer, ("exporters",)) for layer in layers)
+    if named or any(destinations(config)):
+        return config
+    return _with_destination(config, merged, environ)
+
+
+def _validated(merged: Layer) -> Config:
     try:
         return Config.model_validate(merged.data)
     except ValidationError as error:
         raise ConfigError("\n".join(problems(error, merged))) from None
+
+
+def _with_destination(config: Config, merged: Layer, environ: Mapping[str, str]) -> Config:
+    """`config` with an exporter for what the environment names, when it names another than us.
+
+    Nobody wrote these variables for us alone, so none of them keeps the service from starting.
+    """
+    try:
+        layer = made(environ)
+        if layer is None:
+            return config
+        more = _validated(merged.under(layer))
+    except ConfigError as error:
+        LOG.warning("no exporter is made from OTEL_EXPORTER_OTLP_*: %s", error)
+        return config
+    for _, url in destinations(more):
+        door = own_door(url, listening(config))
+        if door is not None:
+            LOG.warning(
+                "no exporter is made from OTEL_EXPORTER_OTLP_*: it leads to our own door %s", door
+            )
+            return config
+    return more
 
 
 def config_hash(config: Config) -> str:

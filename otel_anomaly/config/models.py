@@ -28,6 +28,7 @@ from otel_anomaly.config.quantities import (
 from otel_anomaly.config.redaction import RedactConfig
 from otel_anomaly.config.section import Section
 from otel_anomaly.config.service import ServiceConfig
+from otel_anomaly.config.snapshots import SnapshotsConfig
 
 
 class ProtocolsConfig(Section):
@@ -149,6 +150,7 @@ class StorageConfig(Section):
 
     directory: str = Field(default="./otel-anomaly-data", min_length=1)
     """Made with owner-only permission when missing. OTEL_ANOMALY_DATA sets the default."""
+    snapshots: SnapshotsConfig = SnapshotsConfig()
 
 
 def _default_exporters() -> dict[str, AnyExporterConfig]:

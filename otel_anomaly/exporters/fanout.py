@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,44 @@ if TYPE_CHECKING:
     from otel_anomaly.exporters.queue import SendQueue
     from otel_anomaly.handoff import Payload, Reply
 
+_LOG = logging.getLogger(__name__)
+
+PROBLEM_SHARE = 0.7
+"""A queue fuller than this is a problem that somebody should hear of."""
+
 
 class Fanout:
     """All queues as one: what the processor and the service see."""
 
     def __init__(self, queues: Sequence[SendQueue]) -> None:
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+        self.arrange(queues)
+
+    def arrange(self, queues: Sequence[SendQueue]) -> None:
+        """Hand everything to these queues from now on. No reservation may be open.
+
+        Whoever calls has started those that are new; those that are missing are to `retire`.
+        """
         self._queues = tuple(queues)
         self._required = tuple(queue for queue in queues if queue.required)
         self._optional = tuple(queue for queue in queues if not queue.required)
         self._bytes_max = min((queue.capacity for queue in self._required), default=math.inf)
-        self._stopping = False
+
+    def retire(self, queue: SendQueue, timeout_s: float) -> None:
+        """Let a queue that gets nothing more deliver what it holds, beside the others."""
+        task = asyncio.create_task(_leave(queue, timeout_s), name=f"exporter {queue.name} leaves")
+        self._leaving[queue.name] = task
+
+    def is_leaving(self, name: str) -> bool:
+        """Whether an exporter of this name was retired and is not closed yet."""
+        return name in self._leaving and not self._leaving[name].done()
+
+    async def gone(self, name: str) -> None:
+        """Wait until an exporter of this name that was retired is closed."""
+        task = self._leaving.pop(name, None)
+        if task is not None:
+            await asyncio.wait({task})
 
     async def start(self) -> None:
         """Start all, or none."""
@@ -74,8 +103,28 @@ class Fanout:
         waits = (queue.retry_after_s() for queue in self._required)
         return max(waits, default=RETRY_AFTER_S_MIN)
 
+    def problems(self) -> dict[str, str]:
+        """Exporters that do not keep up, and why: their queue is filling."""
+        return {
+            f"exporters.{queue.name}": f"queue {share:.0%} full{queue.trouble()}"
+            for queue in self._queues
+            if (share := queue.used / queue.capacity) > PROBLEM_SHARE
+        }
+
     async def stop(self, drain_timeout_s: float) -> dict[str, int]:
         """Refuse what comes, deliver what is held. Returns spans dropped, by exporter."""
         self._stopping = True
         dropped = await asyncio.gather(*(queue.stop(drain_timeout_s) for queue in self._queues))
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
         return {queue.name: spans for queue, spans in zip(self._queues, dropped, strict=True)}
+
+
+async def _leave(queue: SendQueue, timeout_s: float) -> None:
+    """Drain and close a queue that was retired. Whatever happens to it is its own affair."""
+    try:
+        dropped = await queue.stop(timeout_s)
+    except OSError:
+        _LOG.warning("exporter %s: removed, but could not be closed", queue.name, exc_info=True)
+    else:
+        _LOG.info("exporter %s: removed and drained; %d spans dropped", queue.name, dropped)

@@ -15,11 +15,14 @@ import grpc.aio
 from otel_anomaly import __version__
 from otel_anomaly.config import SECOND_NS
 from otel_anomaly.exporters.contract import SendResult, clipped, rejected, retry
+from otel_anomaly.exporters.destination import refuse_own_doors
 from otel_anomaly.exporters.response import RESPONSE_BYTES_MAX, retry_info_s, taken
 from otel_anomaly.exporters.tls import pem_files
-from otel_anomaly.handoff import Signal
+from otel_anomaly.handoff import INSTANCE, INSTANCE_HEADER, Signal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from otel_anomaly.config import OtlpGrpcExporterConfig
 
 _SERVICE = "/opentelemetry.proto.collector.{0}.v1.{1}Service/Export"
@@ -67,13 +70,16 @@ class GrpcExporter:
 
     serial = False
 
-    def __init__(self, config: OtlpGrpcExporterConfig) -> None:
+    def __init__(self, config: OtlpGrpcExporterConfig, doors: Sequence[str] = ()) -> None:
+        """`doors`: our own, `host:port`, which the endpoint must not lead to."""
         self._config = config
+        self._doors = doors
         self._timeout_s = config.timeout / SECOND_NS
-        self._metadata = tuple(_metadata(config.headers))
+        self._metadata = ((INSTANCE_HEADER, INSTANCE), *_metadata(config.headers))
 
     async def start(self) -> None:
         """Make the channel; it connects when there is something to send."""
+        await refuse_own_doors((self._config.endpoint,), self._doors)
         target, secure = target_of(self._config.endpoint, insecure=self._config.tls.insecure)
         settings: dict[str, Any] = {
             "options": OPTIONS,

@@ -10,7 +10,7 @@ import asyncio
 import io
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -18,6 +18,7 @@ import aiohttp
 from otel_anomaly import __version__
 from otel_anomaly.config import SECOND_NS
 from otel_anomaly.exporters.contract import SendResult, clipped, rejected, retry, too_large
+from otel_anomaly.exporters.destination import refuse_own_doors
 from otel_anomaly.exporters.response import (
     RESPONSE_BYTES_MAX,
     retry_after_s,
@@ -25,7 +26,7 @@ from otel_anomaly.exporters.response import (
     taken,
 )
 from otel_anomaly.exporters.tls import client_context
-from otel_anomaly.handoff import Signal
+from otel_anomaly.handoff import INSTANCE, INSTANCE_HEADER, Signal
 from otel_anomaly.otlp.json import encode
 
 if sys.version_info >= (3, 14):
@@ -64,14 +65,19 @@ class HttpExporter:
 
     serial = False
 
-    def __init__(self, config: OtlpHttpExporterConfig, clock: Clock) -> None:
+    def __init__(
+        self, config: OtlpHttpExporterConfig, clock: Clock, doors: Sequence[str] = ()
+    ) -> None:
+        """`doors`: our own, `host:port`, which no endpoint must lead to."""
         self._config = config
+        self._doors = doors
         self._clock = clock
         urls = config.endpoints()
         self._url = {signal: urls[signal.value] for signal in Signal if signal.value in urls}
         self._json = config.encoding == "json"
         self._headers = {
             **_checked(config.headers),
+            INSTANCE_HEADER: INSTANCE,
             "Content-Type": CONTENT_TYPE[config.encoding],
         }
         self._compress = COMPRESS[config.compression]
@@ -80,6 +86,7 @@ class HttpExporter:
 
     async def start(self) -> None:
         """Make the session; it connects when there is something to send."""
+        await refuse_own_doors(self._url.values(), self._doors)
         tls = client_context(self._config.tls)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._config.sending_queue.num_consumers, ssl=tls),

@@ -103,6 +103,7 @@ class Notices:
     def __init__(self, exporter: str) -> None:
         self._exporter = exporter
         self._failing = False
+        self._message = ""
         self._quiet_until_s: dict[str, float] = {}
 
     def works(self) -> None:
@@ -113,9 +114,14 @@ class Notices:
 
     def fails(self, message: str) -> None:
         """An attempt failed and is repeated."""
+        self._message = message
         if not self._failing:
             self._failing = True
             _LOG.warning("exporter %s: fails, will retry: %s", self._exporter, message)
+
+    def trouble(self) -> str:
+        """Why it fails, if it does."""
+        return f", fails: {self._message}" if self._failing else ""
 
     def lost(self, reason: str, message: str, now_s: float) -> None:
         """Data was given up, or the next hop did not keep all of it."""

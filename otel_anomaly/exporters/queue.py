@@ -104,17 +104,14 @@ class SendQueue:
         chance: Callable[[], float],
     ) -> None:
         self.name = name
-        self.required = config.required
-        self.capacity = config.sending_queue.queue_size
         self.used = 0
         """Bytes held or reserved."""
         self.ledger = Ledger(telemetry, name)
         self._exporter = exporter
         self._chance = chance
-        self._policy = RetryPolicy.of(config.retry_on_failure)
-        self._consumer_count = 1 if exporter.serial else config.sending_queue.num_consumers
-        self._merge_bytes_max = config.sending_queue.batch.max_size
-        self._flush_s = config.sending_queue.batch.flush_timeout / SECOND_NS
+        self._tasks: list[asyncio.Task[None]] = []
+        self._capacity_told = telemetry.queue_capacity.labels(name)
+        self._take_limits(config)
         self._notices = Notices(name)
         self._pending: list[Payload] = []
         self._pending_charge = 0
@@ -123,8 +120,21 @@ class SendQueue:
         self._draining = False
         self._closed = False
         self._shutdown_spans = 0
-        telemetry.queue_capacity.labels(name).set(self.capacity)
         telemetry.queue_size.labels(name).set_function(lambda: self.used)
+
+    def _take_limits(self, config: ExporterConfig) -> None:
+        queue = config.sending_queue
+        self.required, self.capacity = config.required, queue.queue_size
+        self._policy = RetryPolicy.of(config.retry_on_failure)
+        self._consumer_count = 1 if self._exporter.serial else queue.num_consumers
+        self._merge_bytes_max = queue.batch.max_size
+        self._flush_s = queue.batch.flush_timeout / SECOND_NS
+        self._capacity_told.set(self.capacity)
+
+    def retune(self, config: ExporterConfig) -> None:
+        """Go by other limits from now on. What is held stays, also where it is more than that."""
+        self._take_limits(config)
+        self._staff()
 
     async def start(self) -> None:
         """Open the exporter and start sending. Names the exporter in what it raises."""
@@ -138,10 +148,16 @@ class SendQueue:
         # Bounded by `used`: every group in it was charged.
         self._ready: asyncio.Queue[Group] = asyncio.Queue()
         self._empty = asyncio.Event()
-        self._tasks = [
-            asyncio.create_task(self._consume(), name=f"exporter {self.name} {index}")
-            for index in range(self._consumer_count)
-        ]
+        self._staff()
+
+    def _staff(self) -> None:
+        """See that all consumers are at work; those that are too many leave by themselves."""
+        for index in range(self._consumer_count):
+            if index == len(self._tasks) or self._tasks[index].done():
+                task = asyncio.create_task(
+                    self._consume(index), name=f"exporter {self.name} {index}"
+                )
+                self._tasks[index : index + 1] = [task]
 
     def offer(self, payload: Payload, charge: int) -> None:
         """Take room and the payload, or drop and count it: an optional exporter."""
@@ -169,6 +185,10 @@ class SendQueue:
         self.used -= charge
         if self._draining and not self.used:
             self._empty.set()
+
+    def trouble(self) -> str:
+        """What the exporter said last, if it fails; for health."""
+        return self._notices.trouble()
 
     def retry_after_s(self) -> float:
         """Seconds until there should be room again, by what left lately."""
@@ -231,9 +251,9 @@ class SendQueue:
         else:
             self._cut()
 
-    async def _consume(self) -> None:
-        """Send one group after the other, until cancelled."""
-        while True:
+    async def _consume(self, index: int) -> None:
+        """Send one group after the other, until cancelled or, by other limits, one too many."""
+        while index < self._consumer_count:
             group = await self._ready.get()
             try:
                 await self._deliver(group)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from typing import TYPE_CHECKING, Final, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
 
 from otel_anomaly.config import (
+    AnyExporterConfig,
+    DebugExporterConfig,
     FileExporterConfig,
     OtlpGrpcExporterConfig,
     OtlpHttpExporterConfig,
+    QueueConfig,
+    RetryConfig,
+    listening,
     signal_paths,
 )
 from otel_anomaly.exporters.debug import DebugExporter
@@ -18,12 +25,13 @@ from otel_anomaly.exporters.grpc import GrpcExporter
 from otel_anomaly.exporters.http import HttpExporter
 from otel_anomaly.exporters.queue import SendQueue
 from otel_anomaly.exporters.splitting import Splitting
+from otel_anomaly.exporters.swapping import Swapping
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
     import random
 
-    from otel_anomaly.config import AnyExporterConfig, Config
+    from otel_anomaly.config import Config
     from otel_anomaly.exporters.contract import Exporter
     from otel_anomaly.handoff import Clock
     from otel_anomaly.telemetry import Telemetry
@@ -33,6 +41,48 @@ JSON_GROWTH: Final = 4
 measured when it is written, and dropped as too large."""
 
 
+class Line(NamedTuple):
+    """One exporter of a configuration, with all that belongs to it."""
+
+    section: AnyExporterConfig
+    files: frozenset[Path]
+    """What it writes; nobody else may."""
+    likeness: object
+    """Two exporters that are alike in this need not be exchanged, whatever their limits are."""
+    exporter: Swapping
+    queue: SendQueue
+
+
+class Makers:
+    """Makes exporters and their queues."""
+
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        clock: Clock,
+        rng: random.Random,
+        stream: TextIO | None = None,
+    ) -> None:
+        """`rng` spreads the retries. `stream` is where `debug` writes, default standard error."""
+        self.telemetry = telemetry
+        self._clock, self._rng = clock, rng
+        self._stream = sys.stderr if stream is None else stream
+
+    def line(self, name: str, config: Config) -> Line:
+        """An exporter with its queue, not started. Raises ValueError naming it."""
+        section = config.exporters[name]
+        exporter = Swapping(self.exporter(name, config))
+        queue = SendQueue(name, exporter, section, self.telemetry, self._rng.random)
+        return Line(section, files_of(name, config), likeness(name, config), exporter, queue)
+
+    def exporter(self, name: str, config: Config) -> Exporter:
+        """An exporter, not started. Raises ValueError naming it: a header it cannot carry."""
+        try:
+            return _exporter(config.exporters[name], config, self._clock, self._stream)
+        except ValueError as error:
+            raise ValueError(f"exporters.{name}: {error}") from error
+
+
 def build(
     config: Config,
     telemetry: Telemetry,
@@ -40,24 +90,49 @@ def build(
     rng: random.Random,
     stream: TextIO | None = None,
 ) -> Fanout:
-    """Every exporter of the configuration, not yet started.
-
-    `rng` spreads the retries. `stream` is where `debug` writes, standard error by default.
+    """Every exporter of the configuration, not yet started, for whoever will not exchange them.
 
     Raises
     ------
     ValueError
         A header that the exporter's protocol cannot carry. Names the exporter.
     """
-    debug_stream = sys.stderr if stream is None else stream
-    queues = []
-    for name, section in config.exporters.items():
+    makers = Makers(telemetry, clock, rng, stream)
+    return Fanout([makers.line(name, config).queue for name in config.exporters])
+
+
+def files_of(name: str, config: Config) -> frozenset[Path]:
+    """What an exporter writes."""
+    section = config.exporters[name]
+    if not isinstance(section, FileExporterConfig):
+        return frozenset()
+    return frozenset(path.absolute() for path in signal_paths(config, section).values())
+
+
+def likeness(name: str, config: Config) -> object:
+    """All that an exporter itself goes by: not the limits of its queue, but what its files hold."""
+    section = config.exporters[name]
+    queue = QueueConfig(num_consumers=section.sending_queue.num_consumers)
+    own = section.model_copy(
+        update={"required": True, "retry_on_failure": RetryConfig(), "sending_queue": queue}
+    )
+    shown = config.annotate.prefix if isinstance(section, DebugExporterConfig) else None
+    return own, shown, _pem_digests(section)
+
+
+def _pem_digests(section: AnyExporterConfig) -> tuple[bytes, ...]:
+    """What the certificates and keys are, so that new ones under the same name are noticed."""
+    tls = getattr(section, "tls", None)
+    if tls is None:
+        return ()
+    digests = []
+    for path in (tls.ca_file, tls.cert_file, tls.key_file):
         try:
-            exporter = _exporter(section, config, clock, debug_stream)
-        except ValueError as error:
-            raise ValueError(f"exporters.{name}: {error}") from error
-        queues.append(SendQueue(name, exporter, section, telemetry, rng.random))
-    return Fanout(queues)
+            body = Path(path).read_bytes() if path else b""
+        except OSError as error:  # Told when the exporter starts.
+            body = str(error.errno).encode()
+        digests.append(hashlib.sha256(body).digest())
+    return tuple(digests)
 
 
 def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: TextIO) -> Exporter:
@@ -66,10 +141,11 @@ def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: 
             paths = signal_paths(config, section)
             return FileExporter(section, {signal: paths[signal.value] for signal in Signal})
         case OtlpGrpcExporterConfig():
-            return Splitting(GrpcExporter(section), section.max_request_size)
+            return Splitting(GrpcExporter(section, listening(config)), section.max_request_size)
         case OtlpHttpExporterConfig():
             share = JSON_GROWTH if section.encoding == "json" else 1
-            return Splitting(HttpExporter(section, clock), section.max_request_size // share)
+            http = HttpExporter(section, clock, listening(config))
+            return Splitting(http, section.max_request_size // share)
         case _:
             detailed = section.verbosity == "detailed"
             return DebugExporter(stream, detailed=detailed, prefix=config.annotate.prefix)

@@ -42,7 +42,7 @@ from otel_anomaly.otlp.commands import (
     read_command,
     slashed_host,
 )
-from otel_anomaly.otlp.covering import NO_COVER, cover, cover_key, cover_keys
+from otel_anomaly.otlp.covering import NO_COVER, cover, cover_if, cover_key, cover_keys
 from otel_anomaly.otlp.credentials import find_login, mark_credentials, of_committer
 from otel_anomaly.otlp.found import (
     ACCOUNT,
@@ -456,21 +456,39 @@ def _around_sign(
     if load1(text, at) == _COLON and at > first:
         if kind_at(text, at - 1) & DIGIT != 0:
             find_bot_token(text, first, at, end, seed, found, before)
-            if what != NO_COVER:
-                cover(text, first, end, found, what, to, shift)
+            cover_if(text, first, end, found, what, to, shift)
         if at + 1 < end and kind_at(text, at + 1) & (SPACE | QUOTE) == 0:
             find_login(text, first, at, end, seed, found, before)
-            if what != NO_COVER:
-                cover(text, first, end, found, what, to, shift)
+            cover_if(text, first, end, found, what, to, shift)
     if at < read or not announces(text, first, at):
         return read
     had = np.int64(found["secrets"])
     read = find_assigned(text, first, at, end, seed, found, before)
-    if what != NO_COVER:
-        cover(text, first, end, found, what, to, shift)
+    cover_if(text, first, end, found, what, to, shift)
     if found["secrets"] != had:
         mark_credentials(text, first, at + 1, end, found, had)
     return read
+
+
+@inlined
+def _read_number(
+    text: Array,
+    first: Int,
+    last: Int,
+    at: Int,
+    hints: Int,
+    seed: Int,
+    found: Record,
+    what: Int,
+    to: Array,
+    shift: Int,
+) -> Int:
+    """Read what stands around the digit at `at`; returns from where to go on."""
+    stop = plain_number_end(text, first, at, last)
+    if stop < 0:
+        stop = find_number(text, first, last, at, hints, seed, found)
+        cover_if(text, first, last, found, what, to, shift)
+    return max(stop, at + 1)
 
 
 @inlined
@@ -514,12 +532,7 @@ def _sweep(
             i = block + bit_length(bit) - 1
             if digits & bit != 0:
                 if i >= number_end:
-                    number_end = plain_number_end(text, at, i, end)
-                    if number_end < 0:
-                        number_end = find_number(text, at, end, i, hints, seed, found)
-                        if what != NO_COVER:
-                            cover(text, at, end, found, what, to, shift)
-                    number_end = max(number_end, i + 1)
+                    number_end = _read_number(text, at, end, i, hints, seed, found, what, to, shift)
                 digits = _from(digits, min(number_end - block, BLOCK))
                 continue
             marks ^= bit
@@ -538,15 +551,13 @@ def _sweep(
                         aside = _role_of_mails(text, at, end, hints)
                     link_end, is_mail = mail(text, link_end, i, end, aside, plan, found)
                     mails += is_mail if not of_committer(text, at, i) else 0
-                    if what != NO_COVER:
-                        cover(text, at, end, found, what, to, shift)
+                    cover_if(text, at, end, found, what, to, shift)
             else:
                 behind = i
                 if byte == _COLON and i >= link_end and may_be_url(text, at, i, end):
                     role, reading = _role_of_link(text, at, i, end, hints, reading)
                     behind = url(text, at, i, end, role, plan, found, before)
-                    if what != NO_COVER:
-                        cover(text, at, end, found, what, to, shift)
+                    cover_if(text, at, end, found, what, to, shift)
                 if behind > i:
                     link_end, number_end = behind, max(number_end, behind)
                 else:

@@ -73,6 +73,15 @@ def cover(
     found["marked"] += 1
 
 
+@inlined
+def cover_if(
+    text: Array, first: Int, last: Int, found: Record, what: Int, to: Array, shift: Int
+) -> None:
+    """`cover`, unless nothing is to be covered: nothing of it is left in who only looks."""
+    if what != NO_COVER:
+        cover(text, first, last, found, what, to, shift)
+
+
 @kernel
 def cover_keys(
     text: Array,

@@ -34,11 +34,11 @@ def remove(body: bytes, message: np.int64, redaction: Redaction) -> bytes:
     what is found in the end is only covered.
     """
     for _ in range(_TURNS_MAX):
-        covered = redact(body, message, redaction)
-        if covered is body:
+        covered, count = redact(body, message, redaction)
+        if count == 0:
             return body
         body = cut(body, covered, message, redaction)
-    return redact(body, message, redaction)
+    return redact(body, message, redaction)[0]
 
 
 def cut(body: bytes, covered: bytes, message: np.int64, redaction: Redaction) -> bytes:
@@ -46,7 +46,8 @@ def cut(body: bytes, covered: bytes, message: np.int64, redaction: Redaction) ->
     counts = np.array([_ROOM_FIRST, _ROOM_FIRST], np.int64)
     data, stars = np.frombuffer(body, np.uint8), np.frombuffer(covered, np.uint8)
     while True:
-        frames, cuts = np.empty((counts[FRAMES], 5), np.int64), np.empty((counts[CUTS], 2), np.int64)
+        frames = np.empty((counts[FRAMES], 5), np.int64)
+        cuts = np.empty((counts[CUTS], 2), np.int64)
         room = counts.copy()
         _find_cuts(data, stars, message, redaction.kept, redaction.walk, frames, cuts, counts)
         if (counts <= room).all():

@@ -189,3 +189,29 @@ def write_utf8(scratch: Array, put: Int, code: Int) -> Int:
     scratch[put + 2] = 0x80 | code >> 6 & 63
     scratch[put + 3] = 0x80 | code & 63
     return put + 4
+
+
+@kernel
+def skip_string(data: Array, at: Int, end: Int) -> Int:
+    """The position behind the string whose opening quote is at `at`, or -1 where it is broken.
+
+    Halves of surrogate pairs are let pass, as Python's reader does: nobody looks inside.
+    """
+    data = borrow(data)
+    at += 1
+    while True:
+        at = plain_until(data, at, end)
+        if at >= end or load1(data, at) < 32:
+            return np.int64(-1)
+        if load1(data, at) == QUOTE:
+            return at + 1
+        if at + 1 >= end:
+            return np.int64(-1)
+        letter = load1(data, at + 1)
+        at += 2
+        if letter == 117:
+            if _hex4(data, at, end) < 0:
+                return np.int64(-1)
+            at += 4
+        elif letter > 127 or _ESCAPED[letter] == 0:
+            return np.int64(-1)

@@ -214,7 +214,9 @@ def find_keys(text: Array, at: Int, end: Int, seed: Int, found: Record, before: 
 
 
 @inlined
-def next_key(text: Array, begin: Int, at: Int, end: Int, jwt_from: Int) -> tuple[Int, Int, Int, Int]:
+def next_key(
+    text: Array, begin: Int, at: Int, end: Int, jwt_from: Int
+) -> tuple[Int, Int, Int, Int]:
     """The next key from `at` on in a run that starts at `begin`, and how to go on behind it.
 
     (where it begins, ends; then `at` and `jwt_from` for the next one). It ends at -1: no more.

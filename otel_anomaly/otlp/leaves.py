@@ -1,6 +1,6 @@
 """The strings of a request, one after the other: for redaction, which looks at every one of them.
 
-    spans         name, attributes, status message; name and attributes of events, attributes of links
+    spans         name, attributes, status message; of events name and attributes, of links these
     log records   body, attributes, severity text, event name
     both          attributes of resources and scopes, a scope's name and version
 

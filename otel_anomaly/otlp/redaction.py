@@ -6,8 +6,8 @@
 What is found, and how, is what `content` finds in arguments, here in every string of the request
 (`leaves`). JSON text stays JSON: strings with escapes are read decoded, an escape is covered whole,
 names count as hints, and JSON within a string is read as such again, `NESTING_MAX` deep. A number
-becomes nines; an integer of OpenTelemetry zero. Numbers are looked at from `DIGITS_LEAST` digits on,
-or behind a name that says what they are: identifiers often pass the weaker checks.
+becomes nines; an integer of OpenTelemetry zero. Numbers are looked at from `DIGITS_LEAST` digits
+on, or behind a name that says what they are: identifiers often pass the weaker checks.
 
 A string is read again until nothing is found in it, `PASSES_MAX` times at most; then all of it is
 covered. So what comes out holds nothing that is found, and doing it twice changes nothing.
@@ -73,6 +73,7 @@ _SAYS_NUMBER: Final = CITIZEN | SOCIAL | PHONE | CPF
 _NINE: Final = np.int64(57)
 _LEVELS: Final = DEPTH_MAX + 2
 NOT_DECODED: Final = np.int64(-1)
+NOT_INNER: Final = False
 
 NEST = np.dtype(
     [
@@ -118,10 +119,10 @@ def make_redaction(what: int, keep: Sequence[str] = ()) -> Redaction:
     )
 
 
-def redact(body: bytes, message: np.int64, redaction: Redaction) -> bytes:
-    """The request with what was found in it covered; `body` itself when nothing was.
+def redact(body: bytes, message: np.int64, redaction: Redaction) -> tuple[bytes, int]:
+    """The request with what was found in it covered, and in how many strings and numbers.
 
-    `message`: TRACES or LOGS. The request was checked by `scan`.
+    0: `body` itself. `message`: TRACES or LOGS. The request was checked by `scan`.
     """
     out = np.frombuffer(body, np.uint8).copy()
     view = out.view()
@@ -140,7 +141,7 @@ def redact(body: bytes, message: np.int64, redaction: Redaction) -> bytes:
         redaction.walk,
         scratch,
     )
-    return out.tobytes() if count > 0 else body
+    return (out.tobytes() if count > 0 else body), int(count)
 
 
 def _room_for(size: int) -> int:
@@ -178,9 +179,7 @@ def _redact(
         level = walk["level"]
         key, key_end = np.int64(walk["key_at"][level]), np.int64(walk["key_end"][level])
         if kind == NUMBER:
-            count += _redact_integer(
-                view, out, at, end, key, key_end, what, plan, found, scratch
-            )
+            count += _redact_integer(view, out, at, end, key, key_end, what, plan, found, scratch)
             continue
         hints = np.int64(0)
         if kind != NAME and key < key_end and end - at >= _NAMED_LEAST:
@@ -208,7 +207,7 @@ def _redact_integer(
     start = decimal(number, scratch)
     hints = name_hints(view, key, key_end)
     if not _is_number_of_somebody(
-        either(view, scratch, True),
+        either(view, scratch, decoded=True),
         start,
         np.int64(20),
         hints,
@@ -277,7 +276,7 @@ def _redact_leaf(
     if start >= 0 and read_text(view, start, end, np.int64(0), desk, plan, HASHING, scratch):
         return _redact_json(view, out, start, end, hints, what, plan, found, desk, nest, scratch)
     return _redact_text(
-        view, out, at, end, hints, what, plan, found, scratch, np.int64(0), False, NOT_DECODED
+        view, out, at, end, hints, what, plan, found, scratch, np.int64(0), NOT_INNER, NOT_DECODED
     )
 
 
@@ -313,7 +312,7 @@ def _redact_text(
         if turn == PASSES_MAX:
             fill(scratch, second, second + size)
             break
-        text = either(view, scratch, True)
+        text = either(view, scratch, decoded=True)
         cover_all(
             text, first, first + size, hints, plan["content"], found, what, scratch, second - first
         )
@@ -379,8 +378,6 @@ def _redact_json(
     depth, count = np.int64(0), np.int64(0)
     _open_nested(nest, depth, at, end, np.int64(0), hints)
     while True:
-        inner = depth > 0
-        text = either(view, scratch, inner)
         at, end = np.int64(nest["at"][depth]), np.int64(nest["end"][depth])
         if at >= end:
             if depth == 0:
@@ -388,60 +385,68 @@ def _redact_json(
             _close_nested(out, scratch, nest, depth)
             depth -= 1
             continue
-        byte, room = load1(text, at), np.int64(nest["room"][depth])
-        here = depth * _LEVELS + nest["level"][depth]
-        if byte != QUOTE:
-            nest["at"][depth] = _step(text, at, end, byte, depth, nest)
-            if byte == 45 or 48 <= byte <= 57:
-                stop = np.int64(nest["at"][depth])
-                count += _redact_digits(
-                    view,
-                    out,
-                    at,
-                    stop,
-                    np.int64(nest["hints"][here]),
-                    what,
-                    plan,
-                    found,
-                    scratch,
-                    room,
-                    inner,
-                )
+        inner = bool(depth > 0)
+        text = either(view, scratch, inner)
+        byte = load1(text, at)
+        if byte == QUOTE:
+            opened, changed = _redact_string(
+                view, out, depth, what, plan, found, desk, nest, scratch, inner
+            )
+            depth, count = depth + opened, count + changed
             continue
-        after, start, stop, decoded = read_string(text, at, end, scratch, room)
-        nest["at"][depth] = after
-        first, last = (room, stop) if decoded else (start, stop)
-        raw_at, raw_end = at + 1, after - 1
-        content = either(view, scratch, inner or decoded)
-        mine = np.int64(nest["hints"][here])
-        colon = skip_space(text, after, end)
-        if colon < end and load1(text, colon) == COLON:
-            mine = np.int64(0)
-            nest["hints"][here] = name_hints(content, first, last)
-        elif decoded and depth < NESTING_MAX:
-            begin = _opens_json(content, first, last)
-            if begin >= 0 and read_text(content, begin, last, last, desk, plan, HASHING, scratch):
-                depth += 1
-                _open_nested(nest, depth, begin, last, last, mine)
-                nest["raw_at"][depth], nest["raw_end"][depth] = raw_at, raw_end
-                nest["first"][depth] = first
-                continue
-        if mine & SECRETIVE == 0 and is_plain(content, first, last):
-            continue
-        count += _redact_text(
-            view,
-            out,
-            raw_at,
-            raw_end,
-            mine,
-            what,
-            plan,
-            found,
-            scratch,
-            room,
-            inner,
-            last - first if decoded else NOT_DECODED,
-        )
+        stop = _step(text, at, end, byte, depth, nest)
+        nest["at"][depth] = stop
+        if byte == 45 or 48 <= byte <= 57:
+            mine = np.int64(nest["hints"][depth * _LEVELS + nest["level"][depth]])
+            room = np.int64(nest["room"][depth])
+            count += _redact_digits(
+                view, out, at, stop, mine, what, plan, found, scratch, room, inner
+            )
+
+
+@kernel
+def _redact_string(
+    view: Array,
+    out: Array,
+    depth: Int,
+    what: Int,
+    plan: Record,
+    found: Record,
+    desk: Record,
+    nest: Record,
+    scratch: Array,
+    inner: bool,
+) -> tuple[Int, Int]:
+    """Redact the string that a JSON text goes on with: (1 when it holds JSON, whether it changed).
+
+    One that holds JSON is opened, and read next.
+    """
+    view, out, scratch = borrow(view), borrow(out), borrow(scratch)
+    text = either(view, scratch, inner)
+    at, end = np.int64(nest["at"][depth]), np.int64(nest["end"][depth])
+    room, here = np.int64(nest["room"][depth]), depth * _LEVELS + nest["level"][depth]
+    after, first, last, decoded = read_string(text, at, end, scratch, room)
+    nest["at"][depth] = after
+    content = either(view, scratch, bool(inner or decoded))
+    hints = np.int64(nest["hints"][here])
+    colon = skip_space(text, after, end)
+    if colon < end and load1(text, colon) == COLON:
+        hints = np.int64(0)
+        nest["hints"][here] = name_hints(content, first, last)
+    elif decoded and depth < NESTING_MAX:
+        begin = _opens_json(content, first, last)
+        if begin >= 0 and read_text(content, begin, last, last, desk, plan, HASHING, scratch):
+            _open_nested(nest, depth + 1, begin, last, last, hints)
+            nest["raw_at"][depth + 1], nest["raw_end"][depth + 1] = at + 1, after - 1
+            nest["first"][depth + 1] = first
+            return np.int64(1), np.int64(0)
+    if hints & SECRETIVE == 0 and is_plain(content, first, last):
+        return np.int64(0), np.int64(0)
+    size = last - first if decoded else NOT_DECODED
+    at, end = at + 1, after - 1
+    return np.int64(0), _redact_text(
+        view, out, at, end, hints, what, plan, found, scratch, room, inner, size
+    )
 
 
 @inlined

@@ -24,12 +24,13 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from otel_anomaly.handoff import Outcome, Reply, Signal, admit_all
+from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Reply, Signal, admit_all
 from otel_anomaly.receivers.certificates import PemFiles, pem_files
 from otel_anomaly.receivers.credentials import Credentials
 from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.grpc_bodies import GrpcBodies
 from otel_anomaly.receivers.intake import LOG, Intake
+from otel_anomaly.receivers.looping import LoopGuard
 from otel_anomaly.receivers.reloading import FileReload, exposure
 from otel_anomaly.receivers.sockets import (
     allow_many_files,
@@ -101,6 +102,7 @@ class GrpcReceiver:
         telemetry.unfinished_bytes.labels("grpc").set_function(lambda: self._bodies.bodies.held)
         self._files = FileReload("grpc", telemetry, self._read_files)
         self._certificate = _Certificate()
+        self._loops = LoopGuard("grpc", telemetry, clock)
         self._health = _Health()
         self._server: Any = None
         self._leaving: set[asyncio.Task[None]] = set()
@@ -222,13 +224,14 @@ class GrpcReceiver:
         self._server = None
 
     def _export(self, intake: Intake) -> Callable[[object, Any], Awaitable[bytes]]:
-        take, bodies, gate = intake.take, self._bodies, self._gate
+        take, bodies, gate, loops = intake.take, self._bodies, self._gate, self._loops
 
         async def export(_stream: object, context: Any) -> bytes:  # noqa: ANN401 - no types.
             peer = bodies.peer(context.peer())
             try:
-                shown = _authorization(context) if gate.credentials is not None else ()
+                shown = _told(context, "authorization") if gate.credentials is not None else ()
                 reply = gate.refusal(shown, peer.client, 0)
+                reply = reply or loops.check(_told(context, INSTANCE_HEADER))
                 if reply is None:
                     reply = await take(await bodies.read(context, peer))
                     if reply.outcome is _ACCEPTED:
@@ -342,8 +345,8 @@ def _service(name: str, export: Callable[[object, Any], Awaitable[bytes]]) -> ob
     return grpc.method_handlers_generic_handler(name, {"Export": method})
 
 
-def _authorization(context: Any) -> list[str | bytes]:  # noqa: ANN401 - grpcio has no types.
-    return [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+def _told(context: Any, header: str) -> list[str | bytes]:  # noqa: ANN401 - grpcio has no types.
+    return [value for key, value in context.invocation_metadata() or () if key == header]
 
 
 def _refuse(context: Any, reply: Reply) -> bytes:  # noqa: ANN401 - grpcio has no types.

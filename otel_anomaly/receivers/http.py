@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aiohttp import hdrs, web
 
-from otel_anomaly.handoff import Outcome, Reply, Signal, admit_all
+from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Reply, Signal, admit_all
 from otel_anomaly.receivers.body import BodyReader, malformed
 from otel_anomaly.receivers.certificates import server_context
 from otel_anomaly.receivers.connections import Census, Limits
@@ -30,6 +30,7 @@ from otel_anomaly.receivers.credentials import Credentials
 from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.intake import LOG, Intake
 from otel_anomaly.receivers.listener import Listener
+from otel_anomaly.receivers.looping import LoopGuard
 from otel_anomaly.receivers.reloading import FileReload, exposure
 from otel_anomaly.receivers.sockets import allow_many_files, connection_shares
 from otel_anomaly.receivers.status import (
@@ -105,6 +106,7 @@ class HttpReceiver:
         census = Census("http", telemetry, _not_http)
         self._listener = Listener(config.endpoint, self._handle, census)
         self._files = FileReload("http", telemetry, self._read_files)
+        self._loops = LoopGuard("http", telemetry, clock)
 
     @property
     def port(self) -> int:
@@ -244,6 +246,8 @@ class HttpReceiver:
         if gate.credentials is not None:
             authorization = request.headers.getall(hdrs.AUTHORIZATION, [])
         reply = gate.refusal(authorization, client, request.content_length or 0)
+        if reply is None and INSTANCE_HEADER in request.headers:
+            reply = self._loops.check(request.headers.getall(INSTANCE_HEADER))
         if reply is not None:
             raise Refused(reply)
 

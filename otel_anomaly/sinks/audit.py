@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "audit"
 _WHOLE_MAX = (1 << 53) - 1
+_CLEAN_ENDS = {"", "service.stop", "trail.close"}
+_NO_END = "the run before did not record its stop"
 EMPTY: Fields = dict.fromkeys(
     (
         *("time", "recorded", "type", "action", "score", "reason", "tenant", "agent", "session"),
@@ -62,6 +64,7 @@ class AuditSink:
         self._config_hash, self._clock = cut(config_hash), clock
         self._records = telemetry.sink_records.labels(NAME)
         self._writing = threading.Lock()
+        self._sync = sync
         self._trail = Trail(path, clock, sync if config.fsync else None)
         try:
             self._write([])
@@ -93,16 +96,37 @@ class AuditSink:
 
     def service_started(self) -> None:
         """Write `service.start` here and now: an OSError comes while the start can be refused."""
+        self._begun("service.start", "")
+
+    def trail_opened(self, config_hash_before: str) -> None:
+        """The same for a trail that a running service begins, because its configuration changed."""
+        self._begun("trail.open", f"the configuration was {cut(config_hash_before)} before")
+
+    def _begun(self, kind: str, reason: str) -> None:
         last = self._trail.head.type
-        clean = last in {"", "service.stop"} or (last == "gap" and self._trail.head.seq == 1)
-        reason = "" if clean else "the run before did not record its stop"
-        self._write([LifeCycle("service.start", self._clock.now_ns(), reason)])
+        clean = last in _CLEAN_ENDS or (last == "gap" and self._trail.head.seq == 1)
+        reason = reason if clean else "; ".join(filter(None, (reason, _NO_END)))
+        self._write([LifeCycle(kind, self._clock.now_ns(), reason)])
         self._records.inc()
+
+    def config_reloaded(self, config_hash: str, config: AuditConfig) -> None:
+        """Another configuration is in force, which keeps this trail: from here on it is named."""
+        self._worker.retune(config.queue_records)
+        self._trail.sync = self._sync if config.fsync else None
+        self._note("config.reloaded", "", cut(config_hash))
+
+    def trail_closed(self, config_hash: str) -> None:
+        """Another configuration is in force, and this trail ends with it. `close` comes next."""
+        self._note("trail.close", f"the configuration is {cut(config_hash)} from here on")
+
+    def _note(self, kind: str, reason: str, config_hash: str = "") -> None:
+        note = LifeCycle(kind, self._clock.now_ns(), reason, config_hash)
+        self._worker.put([note], must=True)
 
     def service_stopped(self, *, accepted: int, sent: int, held: int, dropped: int) -> None:
         """Queue `service.stop` with the ledger, in spans. `close` comes next."""
         reason = f"accepted {accepted}, sent {sent}, held {held}, dropped {dropped}"
-        self._worker.put([LifeCycle("service.stop", self._clock.now_ns(), reason)], must=True)
+        self._note("service.stop", reason)
 
     def close(self, timeout_s: float) -> bool:
         """Write what is queued, at most so long; drop and count the rest. Whether all got out."""
@@ -112,10 +136,17 @@ class AuditSink:
         with self._writing:
             self._trail.reopen_if_moved()
             records = [self._gap(note, None) for note in self._trail.notes]
-            records += [self._fields(item) for item in items]
+            config_hash = self._config_hash
+            for item in items:
+                fields = self._fields(item)
+                if isinstance(item, LifeCycle) and item.config_hash:
+                    fields["reason"] = f"the configuration was {config_hash} before"
+                    config_hash = item.config_hash
+                records.append(fields | {"config_hash": config_hash})
             if records:
                 self._trail.append(records)
                 self._trail.notes.clear()
+            self._config_hash = config_hash  # Now, for a group that failed is written again.
         return 0
 
     def _fields(self, item: Item) -> Fields:

@@ -79,6 +79,10 @@ class ConsoleSink:
         """Why lines cannot be written just now; None when they can."""
         return self._worker.problem
 
+    def retune(self, config: AlertsConfig) -> None:
+        """Go by another configuration from now on."""
+        self._worker.retune(config.queue_records)
+
     def offer(self, events: list[EpisodeEvent]) -> None:
         """Take the events over, or drop and count them. Never blocks, never raises."""
         self._worker.put([trimmed(event) for event in events])

@@ -37,11 +37,13 @@ assert RETRY_CLOSING_S < GRACE_S
 
 
 class LifeCycle(NamedTuple):
-    """The service started or stopped."""
+    """The service started or stopped, or goes by another configuration."""
 
     type: str
     time_ns: int
     reason: str
+    config_hash: str = ""
+    """The configuration from here on; empty: as before."""
 
 
 class Gap(NamedTuple):
@@ -101,6 +103,10 @@ class SinkWorker:
     def problem(self) -> str | None:
         """Why the last attempt to write failed; None when it did not."""
         return self._problem
+
+    def retune(self, capacity: int) -> None:
+        """Hold so many records from now on; those that wait stay."""
+        self._capacity = capacity
 
     def put(self, records: Sequence[Record], *, must: bool = False) -> None:
         """Queue the records or drop and count them. Never waits, never raises.

@@ -51,7 +51,9 @@ class Trail:
 
         Raises OSError when the file cannot be opened, is no regular file, or is in use.
         """
-        self._path, self._clock, self._sync = path, clock, sync
+        self._path, self._clock = path, clock
+        self.sync = sync
+        """May be exchanged at any time, by any thread."""
         self.head = START
         self.notes: list[str] = []
         """What was repaired and is not told yet; whoever writes tells it and clears the list."""
@@ -71,8 +73,9 @@ class Trail:
         size = os.fstat(self._descriptor).st_size
         try:
             _write_all(self._descriptor, data)
-            if self._sync is not None:
-                self._sync(self._descriptor)
+            sync = self.sync
+            if sync is not None:
+                sync(self._descriptor)
         except OSError:
             self._sound_size = size
             with contextlib.suppress(OSError):  # Else before the next attempt.

@@ -96,18 +96,28 @@ class ServiceProcess:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.data = folder, folder / "data"
         self.grpc_port, self.http_port, self.metrics_port = free_ports(3)
-        config = folder / "config.yaml"
+        self._launcher = launcher
+        self._config, self._environment = folder / "config.yaml", environment
         # JSON is YAML too.
-        config.write_text(json.dumps(merged(self._own_sections(), sections or {}), indent=1))
+        self._config.write_text(json.dumps(merged(self._own_sections(), sections or {}), indent=1))
+        self.launch()
+
+    def launch(self) -> None:
+        """Start the process, or start it again after its end: same ports, same data."""
         with self._stream("out").open("wb") as out, self._stream("err").open("wb") as err:
             self._process = subprocess.Popen(
-                [*launcher, *COMMAND, "run", "--config", str(config)],
+                [*self._launcher, *COMMAND, "run", "--config", str(self._config)],
                 cwd=ROOT,
-                env=clean_environment(OTEL_ANOMALY_DATA=str(self.data), **environment),
+                env=clean_environment(OTEL_ANOMALY_DATA=str(self.data), **self._environment),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
             )
+
+    def kill(self) -> None:
+        """SIGKILL: no drain, no last words."""
+        self._process.kill()
+        self._process.wait()
 
     def _own_sections(self) -> dict[str, Section]:
         doors = {
@@ -161,8 +171,11 @@ class ServiceProcess:
     def _url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.metrics_port}{path}"
 
-    def metric(self, name: str, **labels: str) -> float:
-        """Sum of the samples of `otel_anomaly_<name>` that carry these labels."""
+    def metric(self, name: str, *, missing: float | None = None, **labels: str) -> float:
+        """Sum of the samples of `otel_anomaly_<name>` that carry these labels.
+
+        None at all is a mistake of the test, unless it says what to take then: `missing`.
+        """
         with urllib.request.urlopen(self._url("/metrics"), timeout=10) as answer:
             text = answer.read().decode()
         found = [
@@ -171,6 +184,8 @@ class ServiceProcess:
             for sample in family.samples
             if sample.name == f"otel_anomaly_{name}" and labels.items() <= sample.labels.items()
         ]
+        if not found and missing is not None:
+            return missing
         assert found, f"/metrics has no otel_anomaly_{name} with {labels}"
         return float(sum(found))
 

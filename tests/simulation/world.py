@@ -18,6 +18,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from otel_anomaly import doors as doors_module
 from otel_anomaly import service as service_module
 from otel_anomaly.config import Config
 from otel_anomaly.exporters import registry
@@ -104,7 +105,6 @@ class World:
         doors: dict[str, Any] = {
             **door_classes(self.doors),
             "Monitoring": lambda *_: mock.AsyncMock(),  # Nobody asks for a page here.
-            "warm": lambda: None,
         }
         hops = {section.model_dump_json(): self.hops[name] for name, section in self._sections()}
 
@@ -112,9 +112,10 @@ class World:
             return hops[section.model_dump_json()]
 
         with (
-            mock.patch.multiple(service_module, **doors),
+            mock.patch.multiple(doors_module, **doors),
+            mock.patch.object(service_module, "warm"),
             mock.patch.object(registry, "_exporter", exporter),
-            mock.patch.object(Service, "_check_doors_are_free"),
+            mock.patch.object(doors_module.Doors, "check_free"),
         ):
             yield
 

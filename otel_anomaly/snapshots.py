@@ -1,0 +1,244 @@
+"""When what was learned is read and written: at start, every so often, on demand, at the end.
+
+    load    the last snapshot, else the one before it, else a cold start; a file that is refused is
+            set aside as `.refused`, for the next one takes its name
+    save    copied between two requests, written by a thread; never two at once
+
+Nothing here stops the service: what cannot be read or written is logged, counted, told in health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import numpy as np
+
+from otel_anomaly.config import effective_detectors, snapshot_path
+from otel_anomaly.entities.packing import NotHashes
+from otel_anomaly.episodes import read_pages
+from otel_anomaly.plans import make_plans, rules_of
+from otel_anomaly.resizing import adapt, bytes_of, keep, restore
+from otel_anomaly.snapshot import make_room, room_for
+from otel_anomaly.snapshot_file import SnapshotRefused, before, read, write
+from otel_anomaly.soundness import Unsound, make_sound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from otel_anomaly.config import Config
+    from otel_anomaly.handoff import Clock
+    from otel_anomaly.processor import Processor
+    from otel_anomaly.snapshot import Snapshot
+    from otel_anomaly.state import State
+    from otel_anomaly.telemetry import Telemetry
+
+LOG = logging.getLogger("otel_anomaly")
+BYTES_MAX: Final = 1 << 30
+"""A file may be so large in any case, else four times what the configuration has room for."""
+
+
+class Loaded(NamedTuple):
+    """What was read at start."""
+
+    state: State
+    seed: int
+    book: bytes
+    """For `episodes.read_pages`, which took it once."""
+    written_ns: int
+    path: Path
+
+
+class Learner(Protocol):
+    """Whose snapshots are written."""
+
+    @property
+    def processor(self) -> Processor:
+        """Holds the state."""
+
+    def pages(self) -> bytes:
+        """The book of open episodes."""
+
+
+def load(path: Path, config: Config) -> Loaded:
+    """A snapshot as a state of `config`.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    SnapshotRefused
+        It cannot be used; it says why.
+    """
+    snapshot = read(path, max(BYTES_MAX, 4 * bytes_of(config)))
+    try:
+        make_sound(snapshot.kept, len(effective_detectors(config)))
+        read_pages(snapshot.book)
+        state = restore(snapshot.kept, config)
+    except (Unsound, NotHashes) as error:
+        raise SnapshotRefused(str(error)) from error
+    except ValueError as error:
+        raise SnapshotRefused(f"book: {error}") from error
+    except MemoryError as error:
+        raise SnapshotRefused("not enough memory") from error
+    if snapshot.rules != rules_of(make_plans(config, snapshot.seed)):
+        adapt(state, config)
+    return Loaded(state, snapshot.seed, snapshot.book, snapshot.written_ns, path)
+
+
+class Snapshots:
+    """The snapshots of one service."""
+
+    def __init__(self, config: Config, clock: Clock, telemetry: Telemetry) -> None:
+        self._config, self._section = config, config.storage.snapshots
+        self._path = snapshot_path(config)
+        self._clock, self._telemetry = clock, telemetry
+        self._asked, self._stopping = asyncio.Event(), False
+        self._task: asyncio.Task[None] | None = None
+        self._learner: Learner | None = None
+        self._written: tuple[int, ...] | None = None
+        self._written_ns: int | None = None
+        self._loaded: Loaded | None = None
+        self._loaded_age_s = 0.0
+        self._refusals: dict[str, str] = {}
+        self.problem = ""
+        """Why the last one could not be written."""
+        self._started_ns = clock.now_ns()
+        telemetry.snapshot_age.set_function(self._age_s)
+
+    def load(self) -> Loaded | None:
+        """What can be read, the last one first; None: a cold start."""
+        if not self._section.enabled:
+            return None
+        for path in (self._path, before(self._path)):
+            try:
+                self._loaded = load(path, self._config)
+            except FileNotFoundError:
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever is in a file, the service starts.
+                self._refuse(path, error)
+                continue
+            self._written_ns = self._loaded.written_ns
+            self._loaded_age_s = self._age_s()
+            self._telemetry.loaded_age.set(self._loaded_age_s)
+            LOG.info("state loaded from %s, written %.0f s ago", path, self._loaded_age_s)
+            return self._loaded
+        LOG.info("cold start: no snapshot at %s that can be used", self._path)
+        return None
+
+    def _refuse(self, path: Path, error: Exception) -> None:
+        known = isinstance(error, SnapshotRefused)
+        reason = str(error) if known else f"it cannot be read: {type(error).__name__}"
+        self._refusals[path.name] = reason
+        self._telemetry.snapshots.labels("refused").inc()
+        LOG.error("snapshot %s refused: %s", path, reason, exc_info=None if known else error)
+        with contextlib.suppress(OSError):
+            path.replace(path.with_name(path.name + ".refused"))
+
+    def _age_s(self) -> float:
+        """Seconds since the last one, else since the start."""
+        since_ns = self._started_ns if self._written_ns is None else self._written_ns
+        return max(self._clock.now_ns() - since_ns, 0) / 1e9
+
+    def status(self) -> dict[str, object]:
+        """For /healthz: where the state comes from, how old that was, what would be lost now."""
+        loaded = self._loaded
+        return {
+            "loaded_from": None if loaded is None else str(loaded.path),
+            "loaded_age_s": None if loaded is None else round(self._loaded_age_s, 1),
+            "age_s": round(self._age_s(), 1),
+            "refused": dict(self._refusals),
+        }
+
+    def reconfigure(self, config: Config) -> None:
+        """Take over another interval. Raises ValueError for what needs a restart."""
+        section = config.storage.snapshots
+        if section.enabled != self._section.enabled or snapshot_path(config) != self._path:
+            raise ValueError("storage.snapshots: enabled and path need a restart")
+        self._config, self._section = config, section
+
+    def start(self, learner: Learner) -> None:
+        """Write every `interval` from now on."""
+        self._learner = learner
+        if self._section.enabled:
+            self._written = learner.processor.progress()
+            self._task = asyncio.create_task(self._write_forever())
+
+    def ask(self) -> None:
+        """Write one soon, also when nothing has changed."""
+        self._asked.set()
+
+    async def _write_forever(self) -> None:
+        while not self._stopping:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), self._section.interval / 1e9)
+            asked = self._asked.is_set()
+            self._asked.clear()
+            if not self._stopping:
+                await self._save(always=asked)
+
+    async def finish(self) -> bool:
+        """Write the last one. Returns whether what is open now goes on with the next start."""
+        self._stopping = True
+        self._asked.set()
+        if self._task is None:
+            return self._loaded is not None  # Nothing came since it was read.
+        await self._task
+        return await self._save(always=True)
+
+    async def _save(self, *, always: bool) -> bool:
+        """Write one, if there is any news. Returns whether that is as it should be."""
+        learner = self._learner
+        assert learner is not None
+        progress = learner.processor.progress()
+        if progress == self._written and not always:
+            self._telemetry.snapshots.labels("unchanged").inc()
+            return True
+        try:
+            # Memory may be short, and then nothing else should suffer.
+            room = await asyncio.to_thread(make_room, room_for(keep(learner.processor.state)))
+            progress = learner.processor.progress()
+            snapshot = learner.processor.snapshot(learner.pages(), self._clock.now_ns(), room)
+            size = await asyncio.to_thread(write, self._path, snapshot)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on.
+            self._failed(error)
+            return False
+        self._written, self._written_ns = progress, snapshot.written_ns
+        self._telemetry.snapshots.labels("written").inc()
+        self._telemetry.snapshot_bytes.set(size)
+        if self.problem:
+            LOG.info("snapshots are written again")
+        self.problem = ""
+        return True
+
+    def _failed(self, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        self._telemetry.snapshots.labels("failed").inc()
+        if not self.problem:  # Once a bout.
+            LOG.error("a snapshot could not be written: %s: %s", self._path, reason)
+        self.problem = f"{self._path}: {reason}"
+
+
+def inspect(path: Path) -> dict[str, int]:
+    """What is in a snapshot, without a name. Raises as `load`."""
+    snapshot: Snapshot = read(path, 1 << 62)
+    kept = snapshot.kept
+    try:
+        make_sound(kept, 1)
+        book = read_pages(snapshot.book)
+    except ValueError as error:
+        raise SnapshotRefused(str(error)) from error
+    counts = {
+        name: int(np.count_nonzero(getattr(kept, name).rows["key"]))
+        for name in ("agents", "services", "sessions", "traces")
+    }
+    return {
+        "written_ns": snapshot.written_ns,
+        "bytes": path.stat().st_size,
+        **counts,
+        "spans": kept.links.older.size + kept.links.newer.size,
+        "calls": int(np.count_nonzero(kept.journal["serial"])),
+        "open_episodes": len(book),
+    }

@@ -1,0 +1,84 @@
+"""A crowd of connections: idle ones, and clients that write a request a byte at a time.
+
+`python -m tests.reliability.crowd HTTP_PORT GRPC_PORT`; orders come as JSON lines: gather, count.
+Half of the idle ones are at each door. A slow writer is at the HTTP door, in the middle of a body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from typing import Any
+
+import uvloop
+
+AT_ONCE = 200
+"""Connections made at a time, fewer than a listener's backlog."""
+BYTE_EVERY_S = 1.0
+SLOW_HEAD = (
+    b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
+    b"Content-Length: 100000\r\n\r\n\x0a"
+)
+
+
+class Crowd:
+    """Those who are connected."""
+
+    def __init__(self, http_port: int, grpc_port: int) -> None:
+        self._ports = (http_port, grpc_port)
+        self.idle: list[asyncio.Transport] = []
+        self.slow: list[asyncio.Transport] = []
+
+    async def gather(self, idle: int, slow: int) -> None:
+        """Connect them all."""
+        for first in range(0, idle, AT_ONCE):
+            numbers = range(first, min(first + AT_ONCE, idle))
+            await asyncio.gather(*(self._join(self.idle, self._ports[i % 2]) for i in numbers))
+        for first in range(0, slow, AT_ONCE):
+            count = min(AT_ONCE, slow - first)
+            await asyncio.gather(*(self._join(self.slow, self._ports[0]) for _ in range(count)))
+        for writer in self.slow:
+            writer.write(SLOW_HEAD)
+
+    async def _join(self, group: list[Any], port: int) -> None:
+        with contextlib.suppress(OSError):
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
+            group.append(transport)
+
+    async def drip(self) -> None:
+        """A byte of each slow writer, now and then."""
+        while True:
+            await asyncio.sleep(BYTE_EVERY_S)
+            for writer in self.slow:
+                if not writer.is_closing():
+                    writer.write(b"\x00")
+
+    def count(self) -> dict[str, int]:
+        """Those who are still connected."""
+        return {
+            name: sum(not each.is_closing() for each in group)
+            for name, group in (("idle", self.idle), ("slow", self.slow))
+        }
+
+
+async def serve(http_port: int, grpc_port: int) -> None:
+    """Obey until standard input closes."""
+    crowd = Crowd(http_port, grpc_port)
+    dripping = asyncio.ensure_future(crowd.drip())
+    print(json.dumps(crowd.count()), flush=True)
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        order = json.loads(line)
+        if order["do"] == "gather":
+            await crowd.gather(order["idle"], order["slow"])
+        print(json.dumps(crowd.count()), flush=True)
+    dripping.cancel()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(int(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,32 @@
+"""docs/reliability.md, written from the figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.reliability.figures import conditions, notes, table
+
+if TYPE_CHECKING:
+    from tests.reliability.figures import Figure
+
+INTRO = """# Reliability: what was tried, and what came of it
+
+Written by `make reliability`; do not edit. Each row runs the real process between a load generator
+that remembers what became of every request and a next hop that counts every span, each a process of
+its own. *Full* is the trial as long as it should be, *short* is the form that `make test` runs, with
+`scale` where a long one was cut. Wall-clock figures stand beside a peer measured in the same run:
+this machine is shared, so compare the two rather than either with another machine.
+
+What no real process can show in a reasonable time, an ordering of events that happens once in a
+million, is looked for in `tests/simulation`: the whole service in one thread under virtual time,
+`SIM_SEEDS=1000 pytest tests/simulation`.
+"""
+
+
+def page(figures: list[Figure]) -> str:
+    """The whole page."""
+    where = "\n".join(f"- {key}: {value}" for key, value in conditions().items())
+    return (
+        f"{INTRO}\n## Figures\n\n{table(figures)}\n\n## Details\n\n{notes(figures)}\n\n"
+        f"## Conditions\n\n{where}\n"
+    )

@@ -1,0 +1,125 @@
+"""The next hop is down for ten minutes at 2 000 requests a second, then it is back.
+
+Nothing accepted is lost, memory stays under its limit throughout, the backlog drains, and what
+comes in meanwhile does not wait behind it: the time from client to next hop of requests sent during
+the drain is told beside that of the time before the outage.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tests.e2e.service_process import wait_until
+from tests.reliability.children import Hop, Service, Watch
+from tests.reliability.figures import Figure
+from tests.reliability.trial import (
+    HTTP,
+    SMALL,
+    Trial,
+    compare,
+    for_a_while,
+    load_on,
+    percentile,
+    running,
+    sections,
+)
+
+if TYPE_CHECKING:
+    from tests.e2e.service_process import Section
+
+MIB = 1 << 20
+MEMORY_LIMIT_MIB = 1024
+RATE_SHORT, RATE_FULL = 200, 2_000
+
+
+def disk_queue(size: str = "32GiB") -> Section:
+    """An exporter whose queue is on disk."""
+    return {"sending_queue": {"storage": "disk", "disk_size": size}}
+
+
+def run(trial: Trial, minutes: float = 10.0) -> list[Figure]:
+    """Lost spans, peak memory, and how new traffic fares during the drain."""
+    rate, down_s = trial.size(RATE_SHORT, RATE_FULL), trial.size(3, minutes * 60)
+    limits = {"service": {"memory": {"limit": f"{MEMORY_LIMIT_MIB}MiB"}}}
+    with Hop(SMALL, trial.seed) as hop:
+        with running(trial.folder, sections(hop, exporter=disk_queue()) | limits) as service:
+            plan = {"rate": rate, "spans": SMALL, "connections": 32}
+            with load_on(service, **plan) as load, Watch(service.pid) as watch:
+                for_a_while(trial.size(1.5, 20))
+                hop.mood("down", "http")
+                down_from_s = time.monotonic()
+                for_a_while(down_s)
+                backlog = service.ledger(HTTP).held
+                hop.mood("ok", "http")
+                back_s = time.monotonic()
+                drained_s = _wait_drained(service, hop, backlog, trial)
+                for_a_while(trial.size(1, 5))
+                said = load.stop()
+                wait_until(lambda: service.ledger(HTTP).held == 0, "the last spans", 120)
+                known, taken = load.arrays(trial.folder), hop.arrays(trial.folder)
+            ledger = service.ledger(HTTP)
+    compared = compare(known, taken["http_counts"], SMALL)
+    before, during = _delays(known, taken["http_first_s"], down_from_s, back_s, drained_s)
+    return [
+        Figure(
+            "outage",
+            "accepted spans lost",
+            compared.lost + ledger.dropped,
+            "spans",
+            limit=0,
+            details={
+                "down, s": down_s,
+                "requests": said["made"],
+                "never made, clients full": said["skipped"],
+                "refused, then given up": said["given_up"] + said["refused"],
+                "accepted spans": compared.accepted,
+                "doubled": compared.doubled,
+                "backlog, spans": backlog,
+                "drain, s": drained_s - back_s,
+            },
+        ),
+        Figure(
+            "outage",
+            "peak of resident memory over the limit",
+            watch.peak / MIB / MEMORY_LIMIT_MIB,
+            "limits",
+            limit=1,
+            details={"limit, MiB": MEMORY_LIMIT_MIB, "peak, MiB": watch.peak // MIB},
+        ),
+        Figure(
+            "outage",
+            "client to next hop of new requests during the drain, median",
+            percentile(during, 50),
+            "s",
+            details={
+                "99th, s": percentile(during, 99),
+                "before the outage, median, s": percentile(before, 50),
+                "before, 99th, s": percentile(before, 99),
+                "requests during the drain": during.size,
+            },
+        ),
+    ]
+
+
+def _wait_drained(service: Service, hop: Hop, backlog: int, trial: Trial) -> float:
+    """Until the backlog is delivered; the moment."""
+    target = hop.totals()["spans"] + backlog
+    seconds = trial.size(60, 1800)
+    wait_until(lambda: hop.totals()["spans"] >= target, "the backlog to drain", seconds)
+    wait_until(lambda: service.ledger(HTTP).held <= backlog / 20 + 20_000, "the drain", seconds)
+    return time.monotonic()
+
+
+def _delays(
+    known: dict[str, np.ndarray], first_s: np.ndarray, down_s: float, back_s: float, end_s: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds from client to next hop: of requests before the outage, and during the drain."""
+    size = min(first_s.size, known["sent_s"].size)
+    sent_s, there_s = known["sent_s"][:size], first_s[:size]
+    arrived = there_s > 0
+    before = arrived & (sent_s < down_s - 1)
+    during = arrived & (sent_s > back_s) & (sent_s < end_s)
+    return (there_s - sent_s)[before], (there_s - sent_s)[during]

@@ -1,0 +1,97 @@
+"""SIGTERM under full load: accepted = sent + on disk + reported, within the drain deadline.
+
+The next hop is as fast as it can be, slow, or down; the load goes on over the stop. The last words
+of the process are held against what the clients were told and what the next hop has.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tests.reliability.children import Hop, Service
+from tests.reliability.figures import Figure
+from tests.reliability.trial import (
+    HTTP,
+    SMALL,
+    Compared,
+    Trial,
+    compare,
+    for_a_while,
+    load_on,
+    running,
+    sections,
+)
+
+DRAIN_S = 5.0
+GRACE_S = 12.0
+"""Beside the drain: the doors' own grace, the flush of the sinks, and the end of the process."""
+HOPS: dict[str, dict[str, Any]] = {
+    "quick": {"kind": "ok"},
+    "slow": {"kind": "slow", "s": 1.0},
+    "down": {"kind": "down"},
+}
+
+
+def run(trial: Trial) -> list[Figure]:
+    """Spans that nobody accounts for: none."""
+    names = [*HOPS] * int(trial.size(1, 5))
+    unaccounted, slowest, told = 0, 0.0, []
+    for index, name in enumerate(names):
+        missing, took_s, words = _one(trial, index, HOPS[name])
+        unaccounted += missing
+        slowest = max(slowest, took_s)
+        told.append(f"{name}: {words}")
+    rate = trial.size(300, 2000)
+    return [
+        Figure(
+            "sigterm",
+            "accepted spans that are neither sent nor reported",
+            unaccounted,
+            "spans",
+            limit=0,
+            details={"stops": len(names), "requests a second": rate, "last words": "; ".join(told)},
+        ),
+        Figure(
+            "sigterm",
+            "longest time from SIGTERM to the end",
+            slowest,
+            "s",
+            limit=DRAIN_S + GRACE_S,
+            details={"drain_timeout, s": DRAIN_S},
+        ),
+    ]
+
+
+def _one(trial: Trial, index: int, mood: dict[str, Any]) -> tuple[int, float, str]:
+    """One stop: (spans not accounted for, seconds it took, the last words)."""
+    folder = trial.folder / str(index)
+    with Hop(SMALL, trial.seed) as hop:
+        config = sections(hop) | {"service": {"drain_timeout": f"{DRAIN_S:.0f}s"}}
+        with running(folder, config) as service:
+            transport = ("http", "grpc")[index % 2]
+            plan = {"rate": trial.size(300, 2000), "spans": SMALL, "patience_s": 1.0}
+            with load_on(service, transport, connections=32, **plan) as load:
+                hop.ask(do="mood", transport="http", mood=mood)
+                for_a_while(trial.size(1.5, 5.0))
+                began_s = time.monotonic()
+                assert service.stop() == 0, service.stderr
+                took_s = time.monotonic() - began_s
+                load.stop()
+                compared = compare(load.arrays(folder), hop.arrays(folder)["http_counts"], SMALL)
+    words = service.last_words()[HTTP]
+    return _missing(words, compared, service), took_s, _sentence(service)
+
+
+def _missing(words: dict[str, int], compared: Compared, service: Service) -> int:
+    """Spans that the last words do not account for."""
+    accepted = words.pop("accepted")
+    assert accepted >= compared.accepted, f"fewer counted than told OK:\n{service.stderr}"
+    reported = sum(number for word, number in words.items() if word not in {"sent", "recovered"})
+    unexplained = max(compared.lost - reported, 0)
+    return abs(accepted + words.get("recovered", 0) - reported - words["sent"]) + unexplained
+
+
+def _sentence(service: Service) -> str:
+    line = next(line for line in service.stderr.splitlines() if line.startswith("stopped:"))
+    return line.partition(f"{HTTP}: ")[2]
