@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
+from otel_anomaly.handoff import Admit, admit_all
 from otel_anomaly.otlp.json import decode
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
@@ -41,8 +42,9 @@ class Doors:
         admit: Admit,
         health: Callable[[], Mapping[str, object]],
         ready: Callable[[], bool],
+        admit: Admit = admit_all,
     ) -> None:
-        """`admit` says who may come in; `health` and `ready` are what the pages tell."""
+        """`health` and `ready` are what the pages tell; `admit` is asked before a body is read."""
         self._config = config
         protocols = config.receivers.otlp.protocols
         self.grpc: GrpcReceiver | None = None

@@ -54,7 +54,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "deflate": deflate_bomb,
     "zstd": zstd_bomb,
 }
-CASES = [(coding, way) for coding in BOMBS for way in ("whole", "chunked")] + [("gzip", "grpc")]
+CASES = [(coding, way) for coding in BOMBS for way in ("whole", "chunked")] + [
+    ("gzip", "grpc"),
+    ("deflate", "grpc"),
+]
 
 
 class Doors:

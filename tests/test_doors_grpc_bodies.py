@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import sys
+import zlib
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -152,16 +153,24 @@ def grpc_door_service() -> str:
     return "opentelemetry.proto.collector.trace.v1.TraceService"
 
 
-def test_deflate_is_not_spoken() -> None:
+def test_deflate_is_told_by_its_first_bytes() -> None:
     """
-    Scenario: a client that compresses with deflate, which OTLP does not ask for.
-    Guarantees: UNIMPLEMENTED, which says so, and never an inflation that nobody bounds.
+    Scenario: deflate messages of the limit and of a bomb; a plain one that begins like deflate;
+    one byte of it.
+    Guarantees: the body, RESOURCE_EXHAUSTED, and what is not compressed as it came.
     """
 
     async def scenario() -> None:
         async with grpc_door() as rig:
-            error = await rig.refusal(bytes(10_000), compression=grpc.Compression.Deflate)
-            assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+            body = bytes(range(256)) * 4096
+            assert await rig.export(body, compression=grpc.Compression.Deflate) == b""
+            error = await rig.refusal(bytes(MIB + 1), compression=grpc.Compression.Deflate)
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            alike = [b"x\x9cplain", b"x\x9c", b"x", b"x\x9d", zlib.compress(body)[:-5]]
+            for plain in alike:
+                assert await rig.export(plain) == b""
+            assert [batch.body for batch in rig.consumer.batches] == [body, *alike]
+            assert rig.door._bodies.bodies.held == 0
 
     asyncio.run(scenario())
 

@@ -71,7 +71,6 @@ TRANSPORT_OPTIONS: Final = (
     ("grpc.experimental.tcp_max_read_chunk_size", 1 << 20),
     ("grpc.so_reuseport", 1),  # For our own second server, see above; `start` looks for others.
     ("grpc.per_message_decompression", 0),  # See grpc_bodies.py.
-    ("grpc.compression_enabled_algorithms_bitset", 0b101),  # Identity and gzip, as OTLP has them.
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 REPLACED_GRACE_S: Final = 30.0

@@ -13,19 +13,23 @@ What can come in between two looks is bounded by what one process reads in that 
 Where the kernel does not say, a message that takes longer than UNKNOWN_S counts as a whole limit.
 
 grpcio could inflate as well, one message per stream at once before anybody is asked: a thousand
-gzip bombs of 64 KiB would be 64 GiB. Its channel option turns that off; a message is then told to
-be gzip by its first bytes, which no OTLP message can begin with (field 3, wire type 7).
+gzip bombs of 64 KiB would be 64 GiB. Its channel option turns that off; the flag and the header
+that say how a message is compressed stay with grpcio, so its first bytes must tell. No message can
+begin like gzip (field 3, wire type 7). One could begin like deflate (field 15, a number), though
+none of OTLP's has such a field: what does not inflate then is taken as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import urllib.parse
+import zlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from grpc.aio import EOF
 
+from otel_anomaly.handoff import Outcome
 from otel_anomaly.receivers.body import (
     GZIP_WBITS,
     inflate_whole,
@@ -34,12 +38,15 @@ from otel_anomaly.receivers.body import (
 )
 from otel_anomaly.receivers.gate import client_of
 from otel_anomaly.receivers.tcp_bytes import TcpBytes
-from otel_anomaly.receivers.unfinished import Body, Unfinished
+from otel_anomaly.receivers.unfinished import Body, Refused, Unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
+COMPRESSED_BEGIN: Final = (GZIP_MAGIC[:1], b"x")
+ZLIB_CHECK: Final = 31
+"""The first two bytes of a zlib stream, as a number, are a multiple of it (RFC 1950, 2.2)."""
 LOOK_S: Final = 0.05
 UNKNOWN_S: Final = 1.0
 LOOK_SHARE: Final = 0.05
@@ -170,11 +177,11 @@ class GrpcBodies:
             if wire is EOF:
                 raise malformed("the request has no message")
             peer.done += len(wire) + REQUEST_OVERHEAD
-            if wire[:2] != GZIP_MAGIC:
+            if wire[:1] not in COMPRESSED_BEGIN:
                 return wire  # type: ignore[no-any-return] # bytes: there is no deserialiser.
             body.is_whole = True
             self.bodies.weigh(body, len(wire))
-            return await inflate_whole(wire, GZIP_WBITS, self.bodies, body)
+            return await self._inflated(wire, body)
         except asyncio.CancelledError:
             if cut.is_ours():
                 raise out_of_time(body, self.timeout_s) from None
@@ -184,6 +191,18 @@ class GrpcBodies:
             peer.reading -= 1
             if peer.was_asked and not peer.reading:
                 self._begin_anew(peer)
+
+    async def _inflated(self, wire: bytes, body: Body) -> bytes:
+        if wire[:2] == GZIP_MAGIC:
+            return await inflate_whole(wire, GZIP_WBITS, self.bodies, body)
+        if int.from_bytes(wire[:2], "big") % ZLIB_CHECK:
+            return wire
+        try:
+            return await inflate_whole(wire, zlib.MAX_WBITS, self.bodies, body)
+        except Refused as refusal:
+            if refusal.reply.outcome is not Outcome.MALFORMED:
+                raise
+            return wire
 
     def _begin_anew(self, peer: Peer) -> None:
         """Nothing is under way: what has been received up to now is done with."""

@@ -247,7 +247,8 @@ class HttpReceiver:
         if gate.credentials is not None:
             authorization = request.headers.getall(hdrs.AUTHORIZATION, [])
         reply = gate.refusal(authorization, client, request.content_length or 0)
-        reply = reply or self._loops.check(request.headers.getall(INSTANCE_HEADER, ()))
+        if reply is None and INSTANCE_HEADER in request.headers:
+            reply = self._loops.check(request.headers.getall(INSTANCE_HEADER))
         if reply is not None:
             raise Refused(reply)
 

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     import random
     from pathlib import Path
 
-    from tests.disk_world import SimDisk
-
     from otel_anomaly.config.exporters import QueueConfig
+    from tests.disk_world import SimDisk
 
 FAULTY_SHARE = 0.3
 """Of the worlds have disks that fail now and then."""
