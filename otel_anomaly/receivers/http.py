@@ -36,6 +36,8 @@ from otel_anomaly.receivers.sockets import allow_many_files, connection_shares
 from otel_anomaly.receivers.status import (
     HTTP_STATUS,
     http_only_status,
+    partial_success,
+    partial_success_as_json,
     retry_after_header,
     status_as_json,
     status_of,
@@ -66,6 +68,10 @@ class _Media(NamedTuple):
     content_type: str
     accepted: bytes
     """An empty ExportTraceServiceResponse: nothing was rejected."""
+
+    def partly(self, reply: Reply, signal: Signal) -> bytes:
+        """Accepted, with a word about it."""
+        return partial_success_as_json(reply, signal) if self is JSON else partial_success(reply)
 
     def encode(self, status: Status) -> bytes:
         return status_as_json(status) if self is JSON else status.SerializeToString()
@@ -231,6 +237,8 @@ class HttpReceiver:
         except Exception as error:  # noqa: BLE001 - 500 would make the client drop its data.
             return _refusal(intake.failed(error), _media_hinted(request))
         if reply.outcome is _ACCEPTED:
+            if reply.rejected or reply.message:
+                return _response(HTTPStatus.OK, media, media.partly(reply, intake.signal), {})
             return self._accepted[media]
         return _refusal(reply, media)
 
