@@ -39,7 +39,6 @@ class Doors:
         telemetry: Telemetry,
         clock: Clock,
         *,
-        admit: Admit,
         health: Callable[[], Mapping[str, object]],
         ready: Callable[[], bool],
         admit: Admit = admit_all,

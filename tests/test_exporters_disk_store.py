@@ -292,8 +292,10 @@ def test_foreign_files_do_not_stop_the_start() -> None:
 
 def test_a_body_is_no_record() -> None:
     """
-    Scenario: somebody sends a body in which a whole segment of ours lies, and the record is broken.
-    Guarantees: what is inside the body is not taken for records: it has not this segment's key.
+    Scenario: somebody sends a body in which two whole segments lie, of another queue and, though
+    nobody could know it, of this very one; and the record is broken.
+    Guarantees: what is inside the body is not taken for records: it has not this segment's key, or
+    its numbers were there before.
     """
     disk = SimDisk(random.Random(0))
     store = store_on(disk)
@@ -302,12 +304,14 @@ def test_a_body_is_no_record() -> None:
     other.open()
     append(other, [payload(number) for number in range(100, 110)])
     seen = bytes(next(iter(other._files.nodes.values())).data).rstrip(b"\0")
-    append(store, [Payload(seen * 3, Signal.TRACES, 1), payload(8)])
+    append(store, [payload(7)])
+    own = bytes(next(iter(disk.nodes.values())).data).rstrip(b"\0")
+    append(store, [Payload(seen + own, Signal.TRACES, 1), payload(8)])
     disk.kill()
-    next(iter(disk.nodes.values())).data[44] ^= 1
+    next(iter(disk.nodes.values())).data[len(own) + 4] ^= 1
     store = store_on(disk)
     store.open()
-    assert numbers(store) == [8]
+    assert numbers(store) == [7, 8]
 
 
 def test_a_full_disk_is_seen_before_it_is_written() -> None:

@@ -40,7 +40,7 @@ from otel_anomaly.receivers.sockets import (
     remove_socket,
     unix_path,
 )
-from otel_anomaly.receivers.status import GRPC_STATUS, status_of
+from otel_anomaly.receivers.status import GRPC_STATUS, partial_success, status_of
 from otel_anomaly.receivers.unfinished import Refused
 
 if TYPE_CHECKING:
@@ -234,7 +234,8 @@ class GrpcReceiver:
                 if reply is None:
                     reply = await take(await bodies.read(context, peer))
                     if reply.outcome is _ACCEPTED:
-                        return b""  # An empty ExportTraceServiceResponse: nothing was rejected.
+                        # An empty ExportTraceServiceResponse: nothing was rejected.
+                        return partial_success(reply) if reply.rejected or reply.message else b""
                 else:
                     intake.count(reply.outcome)
             except Refused as refusal:

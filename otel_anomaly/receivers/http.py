@@ -36,6 +36,8 @@ from otel_anomaly.receivers.sockets import allow_many_files, connection_shares
 from otel_anomaly.receivers.status import (
     HTTP_STATUS,
     http_only_status,
+    partial_success,
+    partial_success_as_json,
     retry_after_header,
     status_as_json,
     status_of,
@@ -68,6 +70,10 @@ class _Media(NamedTuple):
     content_type: str
     accepted: bytes
     """An empty ExportTraceServiceResponse: nothing was rejected."""
+
+    def partly(self, reply: Reply, signal: Signal) -> bytes:
+        """Accepted, with a word about it."""
+        return partial_success_as_json(reply, signal) if self is JSON else partial_success(reply)
 
     def encode(self, status: Status) -> bytes:
         return status_as_json(status) if self is JSON else status.SerializeToString()
@@ -208,6 +214,9 @@ class HttpReceiver:
             return self._finished(request, self._failure(error, intake, request))
         if reply.outcome is not _ACCEPTED:
             return self._finished(request, _refusal(reply, media))
+        if reply.rejected or reply.message:
+            partly = media.partly(reply, intake.signal)
+            return self._finished(request, _response(HTTPStatus.OK, media, partly, {}))
         accepted = self._accepted[media]
         if cors is None and accepted.fits(request):
             return accepted

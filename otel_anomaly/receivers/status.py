@@ -6,6 +6,7 @@ specification, "Failures"). RESOURCE_EXHAUSTED is read as "give up" only without
 
 from __future__ import annotations
 
+import json
 import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from google.protobuf import json_format
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
-from otel_anomaly.handoff import Outcome, Reply
+from otel_anomaly.handoff import Outcome, Reply, Signal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,3 +98,30 @@ def http_only_status(http_status: HTTPStatus, message: str) -> status_pb2.Status
 def status_as_json(status: status_pb2.Status) -> bytes:
     """The same in JSON. protobuf's own mapping is right here: Status is not an OTLP message."""
     return json_format.MessageToJson(status, indent=None).encode()
+
+
+# Field 1 of every signal's partial_success is the count, field 2 the message; only in JSON the
+# count has a name.
+_REJECTED_NAMES: Final = {
+    Signal.TRACES: "rejectedSpans",
+    Signal.METRICS: "rejectedDataPoints",
+    Signal.LOGS: "rejectedLogRecords",
+}
+assert set(_REJECTED_NAMES) == set(Signal)
+
+
+def partial_success(reply: Reply) -> bytes:
+    """The response to a request that was accepted with a word about it, in protobuf."""
+    told = trace_service_pb2.ExportTraceServiceResponse()
+    told.partial_success.rejected_spans = reply.rejected
+    told.partial_success.error_message = reply.message[:MESSAGE_CHARS_MAX]
+    return told.SerializeToString()
+
+
+def partial_success_as_json(reply: Reply, signal: Signal) -> bytes:
+    """The same in JSON, whose 64-bit integers are strings."""
+    told = {
+        _REJECTED_NAMES[signal]: str(reply.rejected),
+        "errorMessage": reply.message[:MESSAGE_CHARS_MAX],
+    }
+    return json.dumps({"partialSuccess": told}).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tests import traffic
 from tests.bench.__main__ import main
 from tests.bench.bodies import SPAN_MARK, FreshBodies
+from tests.bench.disk import STORAGES, measure
 from tests.bench.load import Load, h2load_version, run_load
 from tests.bench.processes import Peer, SinkPeer
 from tests.bench.report import Figure, markdown, write_json
@@ -139,3 +141,14 @@ def test_quick_run(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert item["name"] in printed
         assert item["details"].get("judged_share", 1) > 0.9
         assert item["details"].get("allow_share", 1) > 0.9
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_queues_are_measured(storage: str, tmp_path: Path) -> None:
+    """
+    Scenario: the queue bench for a few requests, in memory and on disk.
+    Guarantees: all are delivered and the figures are there.
+    """
+    found = asyncio.run(measure(tmp_path / "q", storage, 300, 64))
+    assert (found.storage, found.size) == (storage, 300)
+    assert min(found.requests_per_s, found.cpu_us, found.ack_p99_ms) > 0
