@@ -12,7 +12,7 @@ import json
 import sys
 import zlib
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
     from google.protobuf.message import Message
+
+Result = TypeVar("Result")
 
 LIMIT = 1 << 20
 REQUEST_OF: dict[Signal, type[Message]] = {
@@ -82,7 +84,7 @@ class Way(NamedTuple):
 
 
 WAYS = [
-    *(Way("grpc", "proto", coding) for coding in ("none", "gzip", "deflate")),
+    *(Way("grpc", "proto", coding) for coding in ("none", "gzip")),
     *(
         Way("http", encoding, coding)
         for encoding in ("proto", "json")
@@ -158,7 +160,7 @@ class Doors:
             raise self.answer
         return self.rig.processor.process(batch) if self.answer is None else self.answer
 
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run something in the doors' loop."""
         return self._runner.run(work)
 
@@ -224,10 +226,10 @@ class Doors:
 
 def retry_info_s(details: bytes) -> float | None:
     """The RetryInfo of encoded status details, seconds."""
-    info = error_details_pb2.RetryInfo()
+    info: Any = error_details_pb2.RetryInfo()
     for detail in status_pb2.Status.FromString(details).details:
         if detail.Unpack(info):
-            return info.retry_delay.ToNanoseconds() / 1e9
+            return float(info.retry_delay.ToNanoseconds() / 1e9)
     return None
 
 

@@ -147,7 +147,7 @@ class _RawHttp:
         answer = await hop.take(body, {name.lower(): v for name, v in request.headers.items()})
         if answer is None:
             assert request.transport is not None
-            request.transport.abort()  # type: ignore[attr-defined]
+            request.transport.abort()
             return web.Response()
         headers = {"Retry-After": str(answer.delay_s)} if answer.delay_s is not None else {}
         headers |= {"Retry-After": answer.date} if answer.date else {}

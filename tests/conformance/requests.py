@@ -19,10 +19,12 @@ from tests.traffic import any_value, attributes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.traffic import Value
+
 TRACE_ID, SPAN_ID = bytes(range(1, 17)), bytes(range(101, 109))
 RESOURCE = Resource(attributes=attributes([("service.name", "desk")]))
 SCOPE = InstrumentationScope(name="suite", version="1")
-EVERY_KIND = (
+EVERY_KIND: tuple[tuple[str, Value], ...] = (
     ("text", "a"),
     ("empty", None),
     ("yes", True),

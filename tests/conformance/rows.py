@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 RECEIVER: Final = {
-    "R1": "none and gzip are accepted; deflate too, and zstd over HTTP",
+    "R1": "none and gzip are accepted; over HTTP deflate and zstd as well",
     "R2": "the size limit also holds after decompression, for every coding",
     "R3": "responses stay small, whatever there is to say",
     "R4": "an empty request is a success",
@@ -38,7 +38,7 @@ GRPC: Final = {
     "G-not-retryable": "the nine codes that are not",
     "G-conditional": "RESOURCE_EXHAUSTED is, with RetryInfo alone",
     "G-unknown": "another service or method is UNIMPLEMENTED",
-    "G-codings": "zstd and snappy are refused with the status that grpcio has for it",
+    "G-codings": "deflate, zstd and snappy are refused with the status that grpcio has for each",
     "G-exception": "a bug of ours is retryable, never UNKNOWN",
 }
 HTTP: Final = {

@@ -105,6 +105,15 @@ def test_G_exception_is_retryable(doors: Doors) -> None:  # noqa: N802
     assert "a bug" not in answer.message
 
 
+def test_G_codings_deflate_is_refused(doors: Doors) -> None:  # noqa: N802
+    """
+    Scenario: a message in deflate, which no OTLP client sends.
+    Guarantees: UNIMPLEMENTED, as gRPC asks of a server that does not have a coding.
+    """
+    answer = doors.call(f"/{SERVICES[Signal.TRACES]}/Export", bytes(1000), "deflate")
+    assert answer.code == Code.UNIMPLEMENTED.value[0]
+
+
 @pytest.mark.parametrize("coding", ["zstd", "snappy"])
 def test_G_codings_of_the_collector_are_refused(doors: Doors, coding: str) -> None:  # noqa: N802
     """
