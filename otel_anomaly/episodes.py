@@ -143,24 +143,10 @@ class EpisodeBook:
 
     def reopen(self, pages: list[_Page], state: State) -> list[EpisodeEvent]:
         """Go on with what `read_pages` gave. Returns the ends of what has no record any more."""
-        # The row of each is found by `settle`: until then any will do that no other has.
+        # The row of each is found by `follow`: until then any will do that no other has.
         for number, (detector, opened) in enumerate(pages):
             self._open[detector, -1 - number] = opened
-        return self.settle(state)
-
-    def settle(self, state: State) -> list[EpisodeEvent]:
-        """Find what is open in a state that was resized; end what has no record there any more."""
-        keys = state.episodes.rows["key"]
-        places = {int(keys[row]): int(row) for row in np.flatnonzero(keys)}
-        opened, self._open = self._open, {}
-        events: list[EpisodeEvent] = []
-        for (detector, _), episode in opened.items():
-            key = (detector, places.get(episode.key, 0))  # Row 0 is of no episode.
-            if episode.is_of(_record(state, key)):
-                self._open[key] = episode
-            else:
-                events.append(_ended(episode.told))
-        return events
+        return self.follow(state)
 
     def _end(self, key: Key, record: np.void) -> Iterable[EpisodeEvent]:
         opened = self._open.pop(key, None)

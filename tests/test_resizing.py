@@ -282,7 +282,7 @@ def test_open_episodes_follow_their_records() -> None:
         limits = {"limits": {**ROOMY, "episodes": episodes}}
         config = Config.model_validate({"detectors": LOW_LIMITS, "identity": limits})
         rig.processor.state = resize(rig.processor.state, config)
-        gone += [event.entity for event in rig.book.settle(rig.processor.state)]
+        gone += [event.entity for event in rig.book.follow(rig.processor.state)]
         assert len(rig.book) == 1
     assert gone == ["session:s-0", "session:s-1"]
     rig.send(fleet[2].call(at(5)))

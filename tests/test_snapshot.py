@@ -33,10 +33,12 @@ from otel_anomaly.snapshots import load
 from tests import traffic
 from tests.book_rigs import BookRig, at
 from tests.fleet_traffic import Fleet
+from tests.habits import WARM_S, warm_rig
 from tests.judge_rigs import KEEN, OBSERVING
 from tests.rig import ROOMY, SEED, Calls, Rig
 from tests.sizes import scaled
 from tests.snapshot_rigs import restarted, save
+from tests.test_acceptance_contextforge import KNOWN, NOVEL
 from tests.test_captures import every_capture
 from tests.test_captures_judged import LIMITS, requests_of
 from tests.traffic import START_NS, Agent
@@ -238,6 +240,27 @@ def book_from(path: Path, earlier: BookRig) -> BookRig:
     assert rig.book.reopen(read_pages(loaded.book), rig.processor.state) == []
     rig.events += earlier.events
     return rig
+
+
+@pytest.mark.parametrize("days", [0.01, 0.1, 1.5, 27, 29, 31, 400])
+def test_a_long_time_between_stop_and_start(days: float, tmp_path: Path) -> None:
+    """
+    Scenario: minutes, hours, weeks or a year between the snapshot and the first call after it.
+    Guarantees: idle, forgotten and aged are what they would have been in a process that ran all
+    the time: the past goes by the time of the calls, not by that of the file.
+    """
+    (whole, calls), (first, _) = warm_rig(), warm_rig()
+    again = restarted(first, save(first, tmp_path / "s"))
+    later_s = WARM_S + days * 86400
+    whole.told.clear()
+    first_calls = [calls.at(later_s, **said) for said in (KNOWN, NOVEL)]
+    more_calls = calls.many(30, later_s + 2, 1, **KNOWN)
+    for rig in (whole, again):
+        rig.send(first_calls, round(later_s * 1e9))
+        rig.processor.sweep(round((later_s + 1) * 1e9))
+        rig.send(more_calls, round((later_s + 40) * 1e9))
+    assert again.told == whole.told
+    assert same_state(whole.state, again.state)
 
 
 @pytest.mark.parametrize("factor", [0.3, 0.5, 2, 10])

@@ -15,6 +15,7 @@ import pytest
 from otel_anomaly.episodes import read_pages
 from otel_anomaly.snapshot import PARTS
 from otel_anomaly.snapshot_file import HEADER_BYTES_MAX, START, SnapshotRefused, before, read, write
+from otel_anomaly.snapshots import load
 from otel_anomaly.soundness import LEGAL
 from tests.fuzz.snapshot_target import check_file, ground
 from tests.rig import Calls, Rig
@@ -322,3 +323,47 @@ def test_the_good_one_is_good() -> None:
     assert check_file(ground().data)
     assert all(len(part) > 0 for part in parts)
     assert struct.calcsize("<8sQIQ") == START.size
+
+
+DANGEROUS = (
+    ("journal", "serial", 1 << 40),
+    ("journal", "before", 1 << 40),
+    ("journal", "next_waiting", -1),
+    ("journal", "into", 1 << 40),
+    ("journal", "call.destinations", 1 << 20),
+    ("links.newer", "event", 1 << 40),
+    ("links.newer", "waiting", -1),
+    ("traces.rows", "last", 1 << 40),
+    ("agents.rows", "burst.busy", -7),
+    ("episodes.rows", "action", 99),
+    ("names.rows", "length", -1),
+)
+"""What a kernel would take for a place, a count or a row, and read and write there."""
+
+
+@pytest.mark.parametrize(("part", "path", "value"), DANGEROUS)
+def test_what_leads_out_of_an_array_is_refused(part: str, path: str, value: int) -> None:
+    """
+    Scenario: one number that is used as an index, or counts what is looked at, leads elsewhere.
+    Guarantees: refused, whether or not anything that comes would have used it.
+    """
+    header, parts = split(ground().data)
+    field_of(part_of(parts, part), path)[1] = value
+    assert not check_file(joined(header, parts))
+
+
+def test_what_is_only_good_while_a_request_is_judged_is_gone(tmp_path: Path) -> None:
+    """
+    Scenario: links that say they are of the next request, in a row that it does not have; calls by
+    the limits of an override that there is not.
+    Guarantees: after loading they are of no request, and by the base.
+    """
+    header, parts = split(ground().data)
+    links, journal = part_of(parts, "links.newer"), part_of(parts, "journal")
+    links["request"], links["row"], journal["plan"] = 1, 1 << 30, 1 << 20
+    path = tmp_path / "s"
+    path.write_bytes(joined(header, parts))
+    state = load(path, ground().config).state
+    for name in ("request", "row"):
+        assert (state.links.spans[name] == 0).all()
+    assert (state.journal["plan"] == 0).all()

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from otel_anomaly.config import Config
 from otel_anomaly.episodes import EpisodeBook, read_pages
 from otel_anomaly.handoff import Batch
 from otel_anomaly.processor import Processor
@@ -45,7 +46,7 @@ FEW: dict[str, Any] = {
 }
 BYTES_MAX = 64
 """Written over at a time."""
-_AFTER = 6
+_AFTER = 4
 """Requests judged with what was loaded."""
 
 
@@ -54,6 +55,7 @@ class Ground(NamedTuple):
 
     data: bytes
     after: list[Delivery]
+    config: Config
 
 
 @cache
@@ -71,7 +73,7 @@ def ground() -> Ground:
     assert len(book) > 0
     path = _folder() / "good"
     write(path, rig.processor.snapshot(book.to_bytes(), START_NS))
-    return Ground(path.read_bytes(), deliveries[cut:])
+    return Ground(path.read_bytes(), deliveries[cut:], rig.config)
 
 
 @cache
@@ -110,23 +112,22 @@ def check_file(data: bytes) -> bool:
     """A file is refused, or goes on like a good one. Returns whether it was loaded."""
     path = _folder() / "hostile"
     path.write_bytes(data)
-    rig = Rig(**KEEN, limits=FEW)
     try:
-        loaded = load(path, rig.config)
+        loaded = load(path, ground().config)
     except SnapshotRefused as refused:
         reason = str(refused)
     else:
-        _go_on(rig, loaded)
+        _go_on(ground().config, loaded)
         return True
     assert reason.isprintable()
     assert 0 < len(reason) < 500
     return False
 
 
-def _go_on(rig: Rig, loaded: Loaded) -> None:
+def _go_on(config: Config, loaded: Loaded) -> None:
     """Judge what comes after, and take the next snapshot."""
     room = Room()
-    processor = Processor(rig.config, room, Telemetry(), seed=loaded.seed, state=loaded.state)
+    processor = Processor(config, room, Telemetry(), seed=loaded.seed, state=loaded.state)
     book = EpisodeBook(Reporter(processor.texts), 5 * 10**9)
     book.reopen(read_pages(loaded.book), processor.state)
     processor._on_judged = lambda columns, judgement: book.take(  # type: ignore[assignment]
@@ -140,4 +141,4 @@ def _go_on(rig: Rig, loaded: Loaded) -> None:
     path = _folder() / "next"
     write(path, processor.snapshot(book.to_bytes(), START_NS))
     with contextlib.suppress(SnapshotRefused):  # A number that was at its end is beyond it now.
-        load(path, rig.config)
+        load(path, config)
