@@ -154,6 +154,8 @@ class Service:
             while keys is not self.processor.keys:  # Others by now: what was read is theirs.
                 keys = self.processor.keys
                 columns = await asyncio.to_thread(scan, batch.body, keys, signal)
+                if self.processor.redacts:
+                    columns = await asyncio.to_thread(self.processor.cover_apart, columns)
         except MalformedRequest as error:
             return self.processor.refuse_unread(batch, error)
         return self.processor.process_columns(batch, columns)
@@ -260,6 +262,7 @@ class Service:
             task.cancel()
         if self._reloaders:  # A reload under way takes back what it has begun.
             await asyncio.wait(self._reloaders)
+        self._fanout.hurry()
         await self.doors.shut()
         self._stopping = True
         if self._ticker is not None:

@@ -17,8 +17,7 @@ REGRESSION = (1, 118, 4021)
 
 def play_world(seed: int) -> int:
     """One world from start to stop; the digest of what happened."""
-    rng = random.Random(seed)
-    return play(World(rng).play(), rng)
+    return World(random.Random(seed)).play()
 
 
 @pytest.mark.parametrize("seed", seeds(regression=REGRESSION, sweep=30))
