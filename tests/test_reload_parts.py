@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from otel_anomaly.exporters.queue import SendQueue
 from otel_anomaly.exporters.registry import likeness
 from otel_anomaly.exporters.swapping import Swapping
 from otel_anomaly.handoff import Payload, Signal
+from otel_anomaly.sinks import AuditSink, verify
 from otel_anomaly.sinks.queue import SinkWorker
 from otel_anomaly.telemetry import Telemetry
 from tests.door_rigs import until
@@ -233,3 +235,27 @@ def test_a_sink_that_drops_says_so() -> None:
         gate.open()
         assert worker.close(30)
     assert worker.problem is None
+
+
+def test_back_to_a_trail_that_is_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: the trail moves away and back at once, while the thread of the first still closes it.
+    Guarantees: the second reload waits for the lock and is not refused; both trails are whole.
+    """
+    inside = AuditSink.close
+
+    def close(sink: AuditSink, timeout_s: float) -> bool:
+        time.sleep(0.3)
+        return inside(sink, timeout_s)
+
+    monkeypatch.setattr(AuditSink, "close", close)
+
+    async def story() -> None:
+        async with reloading(tmp_path) as rig:
+            other = {"path": str(tmp_path / "other.jsonl"), "fsync": False}
+            assert await rig.reload(audit=other) == "applied"
+            assert await rig.reload() == "applied"
+        assert verify(tmp_path / "audit.jsonl").ok
+        assert verify(tmp_path / "other.jsonl").ok
+
+    asyncio.run(story())
