@@ -14,6 +14,7 @@ from otel_anomaly import service as service_module
 from otel_anomaly.config import Source
 from otel_anomaly.exporters.file import FileExporter
 from otel_anomaly.sinks import verify
+from otel_anomaly.telemetry import Ledger
 from tests.door_rigs import until
 from tests.e2e.next_hop import NextHop
 from tests.reload_rigs import QUICK, configured, open_files, reloading
@@ -217,7 +218,7 @@ def test_what_is_held_goes_to_the_corrected_address(tmp_path: Path) -> None:
                 assert await rig.reload(exporters={name: right}) == "applied"
                 await until(lambda: rig.at.metric("exporter_sent_spans_total", exporter=name) == 6)
             assert len(hop.spans()) == 6
-            assert rig.at.service.telemetry.ledger(name) == (6, 6, 0, 0)
+            assert rig.at.service.telemetry.ledger(name) == Ledger(6, 6, 0, 0)
 
     asyncio.run(play())
 
@@ -239,8 +240,8 @@ def test_exporters_come_and_go(tmp_path: Path) -> None:
                 assert result == ("applied" if count else "unchanged")
                 assert await rig.at.http(calls(count + 1, seed=count)) == 200
         telemetry = rig.at.service.telemetry
-        assert telemetry.ledger("file") == (1 + 2 + 4, 7, 0, 0)
-        assert telemetry.ledger("file/second") == (2 + 3 + 4, 9, 0, 0)
+        assert telemetry.ledger("file") == Ledger(1 + 2 + 4, 7, 0, 0)
+        assert telemetry.ledger("file/second") == Ledger(2 + 3 + 4, 9, 0, 0)
         assert len(rig.at.actions()) == 7
 
     asyncio.run(play())
@@ -389,7 +390,7 @@ def test_a_stop_in_the_middle_of_a_reload(tmp_path: Path, monkeypatch: pytest.Mo
             await begun.wait()
             assert await rig.at.http(calls(1, seed=1)) == 200
             await rig.at.service.stop()
-        assert rig.at.service.telemetry.ledger("file") == (3, 3, 0, 0)
+        assert rig.at.service.telemetry.ledger("file") == Ledger(3, 3, 0, 0)
         assert len(rig.at.actions()) == 3
 
     asyncio.run(play())
