@@ -101,7 +101,11 @@ class SinkWorker:
 
     @property
     def problem(self) -> str | None:
-        """Why the last attempt to write failed; None when it did not."""
+        """Why the last attempt to write failed, or that records are dropped; None: all is well."""
+        with self._filled:
+            is_full = bool(self._queue) and isinstance(self._queue[-1], Gap)
+        if self._problem is None and is_full:
+            return f"{self._name}: the queue is full, records are dropped"
         return self._problem
 
     def retune(self, capacity: int) -> None:
