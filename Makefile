@@ -30,7 +30,7 @@ trap 'rm -rf $(VENV); exit 130' INT TERM; \
 rm -rf $(VENV) && "$$found" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 endef
 
-.PHONY: run test dev lint types docs bench fuzz sbom audit clean
+.PHONY: run test dev lint types docs bench fuzz reliability sbom audit clean
 
 # Each file says that an install came to its end; a wider one includes the narrower.
 $(BIN)/.run: pyproject.toml
@@ -72,6 +72,11 @@ bench: $(BIN)/.test
 fuzz: $(BIN)/.test
 	$(PIP) install -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# Takes hours: every row of the table in docs/reliability.md, as long as it should be.
+reliability: $(BIN)/.test
+	$(PIP) install -e '.[fuzz]'
+	$(BIN)/python -m tests.reliability --full $(ARGS)
 
 # What a user gets, and nothing else: the list of parts is made from an environment of its own.
 $(SHIPPED)/.installed: pyproject.toml

@@ -32,6 +32,7 @@ from otel_anomaly.looking import look_at
 from otel_anomaly.otlp.dialects import AGENT as AGENT_ROLE
 from otel_anomaly.otlp.dialects import SESSION as SESSION_ROLE
 from otel_anomaly.otlp.dialects import WEAK
+from otel_anomaly.otlp.metrics import is_metrics
 from otel_anomaly.otlp.scan import (
     IS_CALL,
     LOGS,
@@ -428,9 +429,11 @@ class Processor:
         return Judgement(verdicts, scratch.findings[:findings], scratch.steps[:steps])
 
     def _pass_on(self, batch: Batch) -> Reply:
-        """Metrics and logs: byte for byte."""
+        """Metrics: byte for byte."""
         if not batch.body:
             return Reply(Outcome.ACCEPTED)
+        if not is_metrics(np.frombuffer(batch.body, np.uint8)):
+            return Reply(Outcome.MALFORMED, "not an ExportMetricsServiceRequest")
         outcome = self._room.reserve(len(batch.body))
         if outcome is not Outcome.ACCEPTED:
             return Reply(outcome, _REFUSALS[outcome], self._retry_after_s(outcome))

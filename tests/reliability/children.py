@@ -34,6 +34,7 @@ class Child:
     """A process that takes orders as JSON lines and answers each with one."""
 
     def __init__(self, module: str, *arguments: str) -> None:
+        self._name = module
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
@@ -58,9 +59,9 @@ class Child:
         assert self._process.stdout is not None
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_SECONDS)
-            assert ready, f"{self._process.args} does not answer"
+            assert ready, f"{self._name} does not answer"
             piece = self._process.stdout.read(1 << 16)
-            assert piece, f"{self._process.args} ended"
+            assert piece, f"{self._name} ended"
             self._rest += piece
         line, _, self._rest = self._rest.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)

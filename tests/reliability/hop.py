@@ -289,7 +289,7 @@ class GrpcFace(Face):
 
 async def _abort(context: Any, mood: Mood) -> None:
     code = next(each for each in grpc.StatusCode if each.value[0] == mood["code"])
-    metadata = ()
+    metadata: tuple[tuple[str, bytes], ...] = ()
     if mood.get("retry_after") is not None:
         status = status_pb2.Status(code=mood["code"])
         delay = Duration(seconds=mood["retry_after"])
@@ -302,7 +302,7 @@ async def serve(spans_per_request: int, seed: int) -> None:
     """Both faces, until standard input closes."""
     http = HttpFace("http", spans_per_request, seed)
     grpc_face = GrpcFace("grpc", spans_per_request, seed + 1)
-    faces = {face.transport: face for face in (http, grpc_face)}
+    faces: dict[str, Face] = {"http": http, "grpc": grpc_face}
     for face in faces.values():
         await face.open()
     print(json.dumps({name: face.port for name, face in faces.items()}), flush=True)
@@ -320,7 +320,7 @@ async def _obey(order: dict[str, Any], faces: dict[str, Face]) -> object:
         case "mood":
             await faces[order["transport"]].set_mood(order["mood"])
         case "save":
-            arrays = {}
+            arrays: dict[str, Any] = {}
             for name, face in faces.items():
                 arrays[f"{name}_counts"] = face.tally.counts
                 arrays[f"{name}_first_s"] = face.tally.first_s

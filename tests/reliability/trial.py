@@ -70,11 +70,10 @@ def running(folder: Path, config: Section) -> Iterator[Service]:
         service.stop()
 
 
-def load_on(service: Service, transport: str = "http", **more: Any) -> Load:
-    """A generator against the service, sending from now on."""
+def load_on(service: Service, rate: float, transport: str = "http", **more: Any) -> Load:
+    """A generator against the service, sending from now on; `more` as in `Plan`."""
     port = service.http_port if transport == "http" else service.grpc_port
-    more.setdefault("requests_max", round(more["rate"] * 3600))
-    return Load(Plan(transport, port, **more))
+    return Load(Plan(transport, port, rate, requests_max=round(rate * 7200), **more))
 
 
 def settle(service: Service, exporter: str, seconds: float = 60) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
-from otel_anomaly.handoff import Batch, Reply, Signal
+from otel_anomaly.handoff import Reply, Signal
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.status import GRPC_STATUS, HTTP_STATUS, retry_after_s
 
@@ -114,7 +114,7 @@ class Door:
 
 
 class Books:
-    """What the clients know, and what really happened behind the door."""
+    """What the clients know."""
 
     def __init__(self) -> None:
         self.told_ok: set[int] = set()
@@ -122,9 +122,6 @@ class Books:
         """Of a request that was cut at least once."""
         self.refused_for_good: set[int] = set()
         self.given_up: set[int] = set()
-        self.let_in: list[Batch] = []
-        """Requests that the service answered with ACCEPTED, whether or not a client heard it."""
-        self.refusals = 0
 
 
 class Client:
@@ -147,6 +144,9 @@ class Client:
         while True:
             try:
                 answer = await self._attempt(request)
+            except asyncio.CancelledError:  # The machine at the other end is gone.
+                books.maybe.update(request.numbers)
+                raise
             except Cut:
                 books.maybe.update(request.numbers)
                 answer = Answer(None)

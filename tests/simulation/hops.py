@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import random
 
 CALM = (90, 4, 2, 1, 1, 1, 0, 1)
+SUNSHINE = (1, 0, 0, 0, 0, 0, 0, 0)
 STORM = (40, 25, 10, 6, 3, 3, 1, 8)
 """Weights of: took it, busy, refused, too large, a bug of ours, took part of it, silence, took it
 and the answer was lost."""

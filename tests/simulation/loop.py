@@ -23,11 +23,13 @@ DELAYS_S = (0.0, 0.0, 0.002, 0.05, 0.7)
 class SimulatedLoop(VirtualLoop):
     """Virtual time, one thread, all chance from one seed."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, now_s: float) -> None:
         super().__init__()
-        self._rng = rng
+        self._rng, self._now_s = rng, now_s
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]  # Any will do: nothing here is typed by it.
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         """The function, after a moment; `asyncio.to_thread` comes through here."""
         done: asyncio.Future[Any] = self.create_future()
 
@@ -45,7 +47,7 @@ class SimulatedLoop(VirtualLoop):
         return done
 
 
-def play(main: Coroutine[Any, Any, Result], rng: random.Random) -> Result:
-    """`asyncio.run` in simulated time."""
-    with asyncio.Runner(loop_factory=lambda: SimulatedLoop(rng)) as runner:
+def play(main: Coroutine[Any, Any, Result], rng: random.Random, now_s: float) -> Result:
+    """`asyncio.run` in simulated time, from `now_s` on. What still runs at the end is cancelled."""
+    with asyncio.Runner(loop_factory=lambda: SimulatedLoop(rng, now_s)) as runner:
         return runner.run(main)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 LIMIT_MIB = 16
-HTTP_REFUSALS = (400, 413, 415, 503)
-GRPC_REFUSALS = (3, 8, 12, 13, 14)
+TOO_LARGE_HTTP, TOO_LARGE_GRPC = 413, 8
+"""Any other answer would be about something else than the size: then the bomb is no bomb."""
 
 
 class Bomb(NamedTuple):
@@ -48,8 +48,8 @@ def zstd_zeros(size: int) -> bytes:
     """The same for zstd: one frame of run-length blocks of 128 KiB, 4 bytes each (RFC 8878)."""
     block = 128 << 10
     count = size // block
-    # Frame: magic, no checksum, no content size, window of 2**27 bytes at most.
-    head = b"\x28\xb5\x2f\xfd" + bytes((0x00, 0x88))
+    # Frame: magic, no checksum, no content size, a window of 2**17 bytes.
+    head = b"\x28\xb5\x2f\xfd" + bytes((0x00, 0x38))
     kind_rle = 1
     blocks = (block << 3 | kind_rle << 1).to_bytes(3, "little") + b"\x00"
     last = (block << 3 | kind_rle << 1 | 1).to_bytes(3, "little") + b"\x00"
@@ -140,7 +140,7 @@ def _over_http(service: Service, bomb: Bomb, _size: int) -> str:
         return f"refused: {type(error).__name__}"
     finally:
         connection.close()
-    return f"refused: {status}" if status in HTTP_REFUSALS else f"answered {status}"
+    return f"refused: {status}" if status == TOO_LARGE_HTTP else f"answered {status}"
 
 
 def _over_grpc(service: Service, bomb: Bomb, size: int) -> str:
@@ -155,5 +155,5 @@ def _over_grpc(service: Service, bomb: Bomb, size: int) -> str:
             channel.unary_unary(TRACE_METHOD)(bytes(size), timeout=60, compression=packing)
         except grpc.RpcError as error:
             code = error.code().value[0]
-            return f"refused: {code}" if code in GRPC_REFUSALS else f"answered {code}"
+            return f"refused: {code}" if code == TOO_LARGE_GRPC else f"answered {code}"
     return "answered 0"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 
-from tests.e2e.service_process import wait_until
+from tests.e2e.service_process import merged
 from tests.reliability.children import Hop, Load, Service
 from tests.reliability.figures import Figure
 from tests.reliability.rows.outage import disk_queue
@@ -20,9 +20,9 @@ from tests.reliability.trial import (
     Trial,
     compare,
     load_on,
-    merged,
     running,
     sections,
+    settle,
 )
 
 CONSUMERS = 4
@@ -37,16 +37,16 @@ def run(trial: Trial, kills: int = 200) -> list[Figure]:
     rate = trial.size(100, 500)
     queue = {"num_consumers": CONSUMERS, "batch": {"max_size": f"{MERGED_BYTES}"}}
     exporter = merged(disk_queue(), {"sending_queue": {"fsync": "always", **queue}})
-    with Hop(SMALL, trial.seed) as hop:
-        with running(trial.folder, sections(hop, exporter=exporter)) as service:
-            plan = {"rate": rate, "spans": SMALL, "connections": 16, "patience_s": 600.0}
-            with load_on(service, **plan) as load:
-                failed, recovered, slowest_s = _kill_often(trial, count, hop, service, load)
-                load.ask(do="rate", value=0)
-                said = load.stop()
-                wait_until(lambda: service.ledger(HTTP).held == 0, "the last spans", 300)
-                known, taken = load.arrays(trial.folder), hop.arrays(trial.folder)
-            ledger = service.ledger(HTTP)
+    with (
+        Hop(SMALL, trial.seed) as hop,
+        running(trial.folder, sections(hop, exporter=exporter)) as service,
+        load_on(service, rate, spans=SMALL, patience_s=600.0) as load,
+    ):
+        failed, recovered, slowest_s = _kill_often(trial, count, hop, service, load)
+        said = load.stop()
+        settle(service, HTTP, 300)
+        known, taken = load.arrays(trial.folder), hop.arrays(trial.folder)
+        ledger = service.ledger(HTTP)
     compared = compare(known, taken["http_counts"], SMALL)
     per_kill = CONSUMERS * MERGED_BYTES // SPAN_BYTES
     return [

@@ -34,11 +34,8 @@ TRANSPORTS = ("http", "grpc")
 
 def run(trial: Trial) -> list[Figure]:
     """The 99th percentile of the answer, by transport."""
-    figures = []
     with Hop(LARGE, trial.seed) as hop, running(trial.folder, sections(hop)) as service:
-        for transport in TRANSPORTS:
-            figures.append(_measured(trial, hop, service, transport))
-    return figures
+        return [_measured(trial, hop, service, transport) for transport in TRANSPORTS]
 
 
 def _measured(trial: Trial, hop: Hop, service: Service, transport: str) -> Figure:

@@ -25,6 +25,7 @@ from tests.reliability.trial import (
     percentile,
     running,
     sections,
+    settle,
 )
 
 if TYPE_CHECKING:
@@ -44,23 +45,25 @@ def run(trial: Trial, minutes: float = 10.0) -> list[Figure]:
     """Lost spans, peak memory, and how new traffic fares during the drain."""
     rate, down_s = trial.size(RATE_SHORT, RATE_FULL), trial.size(3, minutes * 60)
     limits = {"service": {"memory": {"limit": f"{MEMORY_LIMIT_MIB}MiB"}}}
-    with Hop(SMALL, trial.seed) as hop:
-        with running(trial.folder, sections(hop, exporter=disk_queue()) | limits) as service:
-            plan = {"rate": rate, "spans": SMALL, "connections": 32}
-            with load_on(service, **plan) as load, Watch(service.pid) as watch:
-                for_a_while(trial.size(1.5, 20))
-                hop.mood("down", "http")
-                down_from_s = time.monotonic()
-                for_a_while(down_s)
-                backlog = service.ledger(HTTP).held
-                hop.mood("ok", "http")
-                back_s = time.monotonic()
-                drained_s = _wait_drained(service, hop, backlog, trial)
-                for_a_while(trial.size(1, 5))
-                said = load.stop()
-                wait_until(lambda: service.ledger(HTTP).held == 0, "the last spans", 120)
-                known, taken = load.arrays(trial.folder), hop.arrays(trial.folder)
-            ledger = service.ledger(HTTP)
+    with (
+        Hop(SMALL, trial.seed) as hop,
+        running(trial.folder, sections(hop, exporter=disk_queue()) | limits) as service,
+        load_on(service, rate, spans=SMALL, connections=32) as load,
+        Watch(service.pid) as watch,
+    ):
+        for_a_while(trial.size(1.5, 20))
+        hop.mood("down", "http")
+        down_from_s = time.monotonic()
+        for_a_while(down_s)
+        backlog = service.ledger(HTTP).held
+        hop.mood("ok", "http")
+        back_s = time.monotonic()
+        drained_s = _wait_drained(service, hop, backlog, trial)
+        for_a_while(trial.size(1, 5))
+        said = load.stop()
+        settle(service, HTTP, 300)
+        known, taken = load.arrays(trial.folder), hop.arrays(trial.folder)
+        ledger = service.ledger(HTTP)
     compared = compare(known, taken["http_counts"], SMALL)
     before, during = _delays(known, taken["http_first_s"], down_from_s, back_s, drained_s)
     return [

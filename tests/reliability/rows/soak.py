@@ -32,8 +32,10 @@ def run(trial: Trial, minutes: float = 60.0) -> list[Figure]:
     with Hop(LARGE, trial.seed) as hop, running(trial.folder, sections(hop)) as service:
         rate = _capacity(trial, "http", service.http_port) / 2
         before = service.ledger(HTTP).accepted
-        plan = {"rate": rate, "spans": LARGE, "all_new": True}
-        with load_on(service, **plan) as load, Watch(service.pid, 0.5) as watch:
+        with (
+            load_on(service, rate, spans=LARGE, all_new=True) as load,
+            Watch(service.pid, 0.5) as watch,
+        ):
             for_a_while(seconds)
             said = load.stop()
             settle(service, HTTP)

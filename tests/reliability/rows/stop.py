@@ -70,8 +70,8 @@ def _one(trial: Trial, index: int, mood: dict[str, Any]) -> tuple[int, float, st
         config = sections(hop) | {"service": {"drain_timeout": f"{DRAIN_S:.0f}s"}}
         with running(folder, config) as service:
             transport = ("http", "grpc")[index % 2]
-            plan = {"rate": trial.size(300, 2000), "spans": SMALL, "patience_s": 1.0}
-            with load_on(service, transport, connections=32, **plan) as load:
+            rate, plan = trial.size(300, 2000), {"connections": 32, "patience_s": 1.0}
+            with load_on(service, rate, transport, spans=SMALL, **plan) as load:
                 hop.ask(do="mood", transport="http", mood=mood)
                 for_a_while(trial.size(1.5, 5.0))
                 began_s = time.monotonic()
