@@ -110,7 +110,11 @@ async def speak(place: Place, canary: Canaries) -> list[str]:
     protobuf = "application/x-protobuf"
 
     def headers() -> dict[str, str]:
-        return {"x-note": canary("header"), f"x-{canary('headername')}": "1"}
+        return {
+            "x-note": canary("header"),
+            f"x-{canary('headername')}": "1",
+            "authorization": f"Bearer {canary('bearer')}",
+        }
 
     answers = [
         await post(place, protobuf, spans, headers(), "/v1/traces"),

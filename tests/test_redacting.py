@@ -10,6 +10,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
@@ -96,7 +99,12 @@ def test_nothing_to_redact_is_the_same_object() -> None:
     message = ExportTraceServiceRequest()
     message.resource_spans.add().scope_spans.add().spans.add(name="nothing here")
     harmless = message.SerializeToString()
-    for body, signal in ((harmless, Signal.TRACES), (KEY.encode(), Signal.METRICS)):
+    metrics = ExportMetricsServiceRequest()
+    metrics.resource_metrics.add().scope_metrics.add().metrics.add(name=KEY)
+    for body, signal in (
+        (harmless, Signal.TRACES),
+        (metrics.SerializeToString(), Signal.METRICS),
+    ):
         assert rig.offer(body, signal=signal).outcome is Outcome.ACCEPTED
         assert rig.room.payloads[-1].body is body
 
