@@ -1,6 +1,7 @@
 """Runs a fuzz target under atheris: `python -m tests.fuzz [--compiled] [libFuzzer options]`.
 
-The target is scan and splice, on requests; with `--arguments` it is the argument readers.
+The target is scan and splice, on requests; with `--arguments` it is the argument readers, with
+`--config` the reader of configurations.
 
 libFuzzer keeps inputs that reach new code. It cannot see into compiled kernels, so by default they
 run as plain Python (NUMBA_DISABLE_JIT=1) and are instrumented: that finds the inputs. `--compiled`
@@ -12,13 +13,14 @@ that guidance: that finds where compiling changed something. Run both.
     python -m tests.fuzz tests/data/fuzz/odd-pairs.bin      one input again
 
 Starts from tests/data/fuzz; what is new goes to build/fuzz/corpus, what breaks to build/fuzz. A
-find belongs into tests/data/fuzz, where the test suite runs it from then on. With `--arguments` all
-of these folders are named fuzz-arguments.
+find belongs into tests/data/fuzz, where the test suite runs it from then on. With `--arguments` or
+`--config` all of these folders are named fuzz-arguments or fuzz-config.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import warnings
@@ -28,26 +30,29 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 BUILD = ROOT / "build"
 LENGTH_MAX = 2048
+TARGETS = {
+    "arguments": ("argument_target", ["otel_anomaly.otlp"]),
+    "config": ("config_target", ["otel_anomaly.config"]),
+}
+"""Name -> its module, and what of ours is watched while it runs."""
 
 
 def main(arguments: list[str]) -> None:
     """Fuzz until told to stop, or until something breaks."""
-    compiled, on_arguments = "--compiled" in arguments, "--arguments" in arguments
-    ours = [word for word in ("--compiled", "--arguments") if word in arguments]
+    compiled = "--compiled" in arguments
+    chosen = next((name for name in TARGETS if f"--{name}" in arguments), "")
+    ours = [word for word in ("--compiled", *map("--{}".format, TARGETS)) if word in arguments]
     arguments = [argument for argument in arguments if argument not in ours]
-    folder = "fuzz-arguments" if on_arguments else "fuzz"
+    folder = f"fuzz-{chosen}" if chosen else "fuzz"
     if not compiled:
         os.environ["NUMBA_DISABLE_JIT"] = "1"  # Read by numba when it is imported, below.
     import atheris  # type: ignore[import-not-found,import-untyped,unused-ignore] # noqa: PLC0415
 
     # The kernels are imported for the first time inside here, or they stay uninstrumented; numba
     # cannot compile what is instrumented.
-    traced = ["otel_anomaly.otlp"]
+    module, traced = TARGETS.get(chosen, ("target", ["otel_anomaly.otlp"]))
     with contextlib.nullcontext() if compiled else atheris.instrument_imports(include=traced):
-        if on_arguments:
-            from tests.fuzz.argument_target import check  # noqa: PLC0415
-        else:
-            from tests.fuzz.target import check  # noqa: PLC0415
+        check = importlib.import_module(f"tests.fuzz.{module}").check
     from tests.fuzz.mutate import mutated  # noqa: PLC0415
 
     def mutate(data: bytes, size_max: int, seed: int) -> bytes:
@@ -62,7 +67,7 @@ def main(arguments: list[str]) -> None:
     warnings.simplefilter("error")
     # libFuzzer starts itself anew for -merge, -fork and -minimize_crash: by this name.
     name = " ".join([sys.executable, "-m", "tests.fuzz", *ours])
-    requests = {} if on_arguments else {"custom_mutator": mutate}
+    requests = {} if chosen else {"custom_mutator": mutate}
     atheris.Setup([name, *arguments], check, **requests)
     atheris.Fuzz()
 

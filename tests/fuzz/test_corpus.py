@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests import naive, traffic, wire_reader
-from tests.fuzz import argument_target
+from tests.fuzz import argument_target, config_target
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
@@ -21,6 +21,7 @@ from tests.sizes import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
+CONFIGS = sorted((ROOT / "tests" / "data" / "fuzz-config").glob("*.bin"))
 ARGUMENTS = sorted((ROOT / "tests" / "data" / "fuzz-arguments").glob("*.bin"))
 
 
@@ -40,6 +41,15 @@ def test_arguments_corpus(path: Path) -> None:
     Guarantees: the readers agree with their twin about each, and about it changed.
     """
     argument_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the configuration's fuzzer, and what it found.
+    Guarantees: each is a configuration, or refused with a message of a sane length.
+    """
+    config_target.check(path.read_bytes())
 
 
 def test_corpus_is_worth_its_place() -> None:
