@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from otel_anomaly.config import Config
-    from otel_anomaly.handoff import Clock, Consume
+    from otel_anomaly.handoff import Admit, Clock, Consume
     from otel_anomaly.telemetry import Telemetry
 
 GRACE_S: Final = 5.0
@@ -38,18 +38,19 @@ class Doors:
         telemetry: Telemetry,
         clock: Clock,
         *,
+        admit: Admit,
         health: Callable[[], Mapping[str, object]],
         ready: Callable[[], bool],
     ) -> None:
-        """`health` and `ready` are what the pages tell."""
+        """`admit` says who may come in; `health` and `ready` are what the pages tell."""
         self._config = config
         protocols = config.receivers.otlp.protocols
         self.grpc: GrpcReceiver | None = None
         if protocols.grpc is not None:
-            self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock)
+            self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock, admit)
         self.http: HttpReceiver | None = None
         if protocols.http is not None:
-            self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode)
+            self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode, admit)
         self.monitoring = Monitoring(config.telemetry.metrics, telemetry, health, ready)
 
     def check_free(self) -> None:
@@ -98,6 +99,14 @@ class Doors:
             undo.push_async_callback(_back, change, former)
         undo.callback(setattr, self, "_config", self._config)
         self._config = new
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong with the files of a door, its certificates and credentials."""
+        return {
+            f"receivers.otlp.protocols.{name}": door.problem
+            for name, door in (("grpc", self.grpc), ("http", self.http))
+            if door is not None and door.problem
+        }
 
     def places(self) -> dict[str, str]:
         """What listens where."""

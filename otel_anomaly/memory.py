@@ -3,8 +3,9 @@
     limit   service.memory.limit, against the process's own resident memory; else a percentage
             of the tightest cgroup limit above us (v2 or v1), against that cgroup's use without
             file cache, which is what the kernel goes by when it kills; else of the machine
-    used    looked at once in `check_interval`, never per request, and between two looks
-            everything that is let in counts on top: a burst cannot pass under a stale figure
+    used    looked at once in `check_interval`, sooner when much has come in, never per request;
+            between two looks everything that is let in counts on top: a burst cannot pass under a
+            stale figure
 
     let in --- used + let in since >= limit ---> refusing --- used <= limit - 5 % ---> let in
 
@@ -35,6 +36,9 @@ LOG = logging.getLogger("otel_anomaly")
 
 RESUME_SHARE: Final = 0.95
 """Of the limit: refusing ends when no more than this is used, so that it does not flutter."""
+AGAIN_S: Final = 0.01
+"""So soon is looked again when what was let in since the last look fills the limit: at a gigabyte
+a second most of it has left by then."""
 RELIEF_EVERY_S: Final = 10.0
 LOG_EVERY_S: Final = 60.0
 REQUEST_BYTES_MIN: Final = 4096
@@ -176,16 +180,22 @@ class MemoryLimiter:
 
     def admit(self, size: int) -> Reply | None:
         """None: a request of so many bytes may come in, and counts. Else the refusal to give."""
-        if self._clock.monotonic() >= self._look_s:
+        now_s = self._clock.monotonic()
+        if now_s >= self._look_s:
             self.look()
         size = max(size, REQUEST_BYTES_MIN)
         if not self._limit:
             return None
-        if self._refusing or self._used + self._let_in + size > self._limit:
+        if not self._has_room(size) and not self._refusing and now_s >= self._looked_s + AGAIN_S:
+            self.look()  # Much of what was let in may have left.
+        if self._refusing or not self._has_room(size):
             wait_s = max(self._retry_after_s(), self._interval_s)
             return Reply(Outcome.MEMORY, "the service is near its memory limit", wait_s)
         self._let_in += size
         return None
+
+    def _has_room(self, size: int) -> bool:
+        return self._used + self._let_in + size <= self._limit
 
     def tick(self) -> None:
         """Look when it is time to, also while nobody asks."""
@@ -195,7 +205,8 @@ class MemoryLimiter:
     def look(self) -> None:
         """Read how much is used, and settle whether requests may come in."""
         now_s = self._clock.monotonic()
-        self._look_s, self._let_in = now_s + self._interval_s, 0
+        self._looked_s, self._look_s = now_s, now_s + self._interval_s
+        self._let_in = 0
         self._read()
         over = self._is_over()
         if over and now_s - self._relieved_s >= RELIEF_EVERY_S:

@@ -32,6 +32,7 @@ from otel_anomaly.looking import look_at
 from otel_anomaly.otlp.dialects import AGENT as AGENT_ROLE
 from otel_anomaly.otlp.dialects import SESSION as SESSION_ROLE
 from otel_anomaly.otlp.dialects import WEAK
+from otel_anomaly.otlp.metrics import is_metrics
 from otel_anomaly.otlp.scan import (
     IS_CALL,
     LOGS,
@@ -172,6 +173,8 @@ class Processor:
 
         Touches nothing here, so another thread may do it.
         """
+        if config.redact.enabled and self._redactor is None:
+            Redactor(config.redact, self._telemetry).warm()
         return make_rules(config, self._seed)
 
     def adopt(self, rules: Rules) -> None:
@@ -204,7 +207,7 @@ class Processor:
         """`process` for a trace batch that was scanned already."""
         if not batch.body:
             return Reply(Outcome.ACCEPTED)
-        if self._redactor is not None:
+        if self._redactor is not None and columns.redacted is None:
             try:
                 columns = self._redactor.cover(columns)
             except Exception as error:  # noqa: BLE001 - what cannot be redacted must not leave.
@@ -217,6 +220,18 @@ class Processor:
         if self._waits_for_identity(batch, columns):
             return _answered(self._hold_back(batch, columns, room))
         return _answered(self._finish(batch, columns, room))
+
+    @property
+    def redacts(self) -> bool:
+        """Whether `cover_apart` has something to do."""
+        return self._redactor is not None
+
+    def cover_apart(self, columns: Columns) -> Columns:
+        """Redact a large request in another thread. If that fails, `process_columns` says so."""
+        try:
+            return Redactor(self._config.redact, self._telemetry).cover(columns)
+        except Exception:  # noqa: BLE001 - it is tried again there, and refused.
+            return columns
 
     def _refuse_unredacted(self, batch: Batch, columns: Columns, error: Exception) -> Reply:
         """The answer to a batch that could not be redacted: for good, or it comes for ever."""
@@ -414,9 +429,11 @@ class Processor:
         return Judgement(verdicts, scratch.findings[:findings], scratch.steps[:steps])
 
     def _pass_on(self, batch: Batch) -> Reply:
-        """Metrics and logs: byte for byte."""
+        """Metrics: byte for byte."""
         if not batch.body:
             return Reply(Outcome.ACCEPTED)
+        if not is_metrics(np.frombuffer(batch.body, np.uint8)):
+            return Reply(Outcome.MALFORMED, "not an ExportMetricsServiceRequest")
         outcome = self._room.reserve(len(batch.body))
         if outcome is not Outcome.ACCEPTED:
             return Reply(outcome, _REFUSALS[outcome], self._retry_after_s(outcome))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import logging
 import secrets
 import signal
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from otel_anomaly import __version__
 from otel_anomaly.directory_lock import DirectoryLock
 from otel_anomaly.kernels import cache_is_warm, signed
+from otel_anomaly.logs import log_to, on_loop_error
 from otel_anomaly.service import Service
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ async def _serve(config: Config, source: Readable | None) -> int:
     started = clock.monotonic()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(on_loop_error)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
@@ -98,9 +99,7 @@ def run(config: Config, source: Readable | None = None) -> int:
     """
     if HANG_UP is not None:  # It would end us until somebody listens.
         signal.signal(HANG_UP, signal.SIG_IGN)
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log_to(sys.stderr)
     keep_freed_memory()
     directory = Path(config.storage.directory)
     with contextlib.ExitStack() as stack:

@@ -97,6 +97,7 @@ class Service:
             self.consume,
             self.telemetry,
             clock,
+            admit=self.admit,
             health=self.health,
             ready=lambda: self.is_ready,
         )
@@ -129,11 +130,16 @@ class Service:
         """The book of open episodes, for a snapshot."""
         return self._book.to_bytes()
 
-    async def consume(self, batch: Batch) -> Reply:
-        """What the doors call with each request."""
+    def admit(self, size: int) -> Reply | None:
+        """What the doors ask before they read a request of `size` bytes. None: it may come in."""
         if self._stopping:
             return Reply(Outcome.STOPPING, "the service is stopping: send again later", 1.0)
-        refusal = self.memory.admit(len(batch.body))
+        return self.memory.admit(size)
+
+    async def consume(self, batch: Batch) -> Reply:
+        """What the doors call with each request."""
+        # Anew: the door knew how long it was on the wire, and now it is inflated.
+        refusal = self.admit(len(batch.body))
         if refusal is not None:
             return refusal
         reply = await self._process(batch)
@@ -148,6 +154,8 @@ class Service:
             while keys is not self.processor.keys:  # Others by now: what was read is theirs.
                 keys = self.processor.keys
                 columns = await asyncio.to_thread(scan, batch.body, keys, signal)
+                if self.processor.redacts:
+                    columns = await asyncio.to_thread(self.processor.cover_apart, columns)
         except MalformedRequest as error:
             return self.processor.refuse_unread(batch, error)
         return self.processor.process_columns(batch, columns)
@@ -161,6 +169,10 @@ class Service:
         old = self._config
         check_can_change(old, config)
         async with AsyncExitStack() as undo:
+            self.snapshots.reconfigure(config)
+            undo.callback(self.snapshots.reconfigure, old)
+            if config.redact.enabled and not old.redact.enabled:
+                await asyncio.to_thread(warm)  # Else the first request would wait for the compiler.
             rules = await asyncio.to_thread(self.processor.prepare, config)
             exporters = await self._exporters.prepare(config, undo)
             telling = await self._telling.prepare(old, config, undo)
@@ -210,7 +222,7 @@ class Service:
 
     def health(self) -> Mapping[str, object]:
         """For /healthz: what a person asks first."""
-        problems = self._telling.problems() | self._fanout.problems()
+        problems = self._telling.problems() | self._fanout.problems() | self.doors.problems()
         if not self.processor.healthy:
             problems["detection"] = "a batch went on without a verdict; see the log"
         for name, problem in (
@@ -250,6 +262,7 @@ class Service:
             task.cancel()
         if self._reloaders:  # A reload under way takes back what it has begun.
             await asyncio.wait(self._reloaders)
+        self._fanout.hurry()
         await self.doors.shut()
         self._stopping = True
         if self._ticker is not None:

@@ -201,7 +201,7 @@ def _check_header(header: object, left: int) -> None:
     if not isinstance(header, dict):
         raise wrong
     layout, version = header.get("layout"), header.get("version")
-    if header.get("fingerprint") not in {FINGERPRINT, *MIGRATIONS}:
+    if header.get("fingerprint") not in [FINGERPRINT, *MIGRATIONS]:  # It need not be a text.
         told = layout if _is_whole(layout, 0, 1 << 31) else "unknown"
         by = version if isinstance(version, str) and version.isprintable() else "unknown"
         raise SnapshotRefused(

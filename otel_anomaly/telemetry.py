@@ -2,7 +2,10 @@
 
 The ledger, per exporter, true whenever nothing is in flight between door and queue:
 
-    receiver_accepted_spans = exporter_sent_spans + exporter_dropped_spans + exporter_held_spans
+    receiver_accepted_spans + exporter_recovered_spans
+        = exporter_sent_spans + exporter_dropped_spans + exporter_held_spans
+
+Recovered are the spans that a disk queue found at its start: what an earlier run had accepted.
 
 `exporter_send_failed_spans` counts attempts and stands outside the sum. Counters exist at zero
 from the start, so that `rate()` sees the first event. No agent, session or tool is a label.
@@ -32,6 +35,7 @@ TRANSPORTS = ("grpc", "http")
 REFUSED_CONNECTIONS = ("limit", "per_client", "slow_headers", "malformed", "aged", "slow_reader")
 RELOAD_RESULTS = ("applied", "unchanged", "refused")
 DROP_REASONS = (
+    "damaged",
     "queue_full",
     "rejected",
     "retries_exhausted",
@@ -74,11 +78,17 @@ class Ledger(NamedTuple):
     sent: int
     held: int
     dropped: int
+    recovered: int = 0
 
     def sentence(self) -> str:
-        """For people; the numbers of one exporter add up."""
+        """For people; the numbers of one exporter add up.
+
+        >>> Ledger(accepted=5, sent=6, held=1, dropped=0, recovered=2).sentence()
+        'accepted 5 spans + recovered 2 = sent 6 + held 1 + dropped 0'
+        """
+        recovered = f" + recovered {self.recovered}" if self.recovered else ""
         return (
-            f"accepted {self.accepted} spans = sent {self.sent} + held {self.held}"
+            f"accepted {self.accepted} spans{recovered} = sent {self.sent} + held {self.held}"
             f" + dropped {self.dropped}"
         )
 
@@ -132,13 +142,7 @@ class Telemetry:
             "Spans that the next hop says it did not keep, of those counted as sent.",
             "exporter",
         )
-        self.held_spans = self._gauge(
-            "exporter_held_spans", "Spans in the queue or under way.", "exporter"
-        )
-        self.queue_size = self._gauge("exporter_queue_size", "Bytes held or reserved.", "exporter")
-        self.queue_capacity = self._gauge(
-            "exporter_queue_capacity", "Bytes that may be held.", "exporter"
-        )
+        self._declare_queues()
         self.sink_records = self._counter("sink_records", "Records written.", "sink")
         self.sink_dropped = self._counter("sink_dropped", "Records given up.", "sink")
         self.detection_failures = self._counter(
@@ -153,6 +157,30 @@ class Telemetry:
         self._missed: dict[str, int] = {}
         self._away_since: dict[str, int] = {}
         self._start_at_zero(exporters, sinks)
+
+    def _declare_queues(self) -> None:
+        self.recovered_spans = self._counter(
+            "exporter_recovered_spans",
+            "Spans that the disk queue found at the start, accepted by an earlier run.",
+            "exporter",
+        )
+        self.doubtful_spans = self._counter(
+            "exporter_recovered_doubtful_spans",
+            "Of the recovered spans, those that were tried: the next hop may get them twice.",
+            "exporter",
+        )
+        self.bad_segments = self._counter(
+            "exporter_bad_segments", "Files of the disk queue found damaged.", "exporter"
+        )
+        # Spans that exporters taken out of the configuration have left on disk.
+        self.left_on_disk: dict[str, int] = {}
+        self.held_spans = self._gauge(
+            "exporter_held_spans", "Spans in the queue, on disk too, or under way.", "exporter"
+        )
+        self.queue_size = self._gauge("exporter_queue_size", "Bytes held or reserved.", "exporter")
+        self.queue_capacity = self._gauge(
+            "exporter_queue_capacity", "Bytes that may be held.", "exporter"
+        )
 
     def _add_configuration_and_memory(self) -> None:
         self.config_reloads = self._counter(
@@ -240,6 +268,7 @@ class Telemetry:
             (self.sent_spans, "sent"),
             (self.held_spans, "held"),
             (self.dropped_spans, "dropped"),
+            (self.recovered_spans, "recovered"),
         ):
             for family in metric.collect():
                 totals[field] += sum(
@@ -306,7 +335,14 @@ class Telemetry:
             self.config_reloads.labels(result)
 
     def _exporter_at_zero(self, exporter: str) -> None:
-        for metric in (self.sent_spans, self.failed_spans, self.rejected_spans):
+        for metric in (
+            self.sent_spans,
+            self.failed_spans,
+            self.rejected_spans,
+            self.recovered_spans,
+            self.doubtful_spans,
+            self.bad_segments,
+        ):
             metric.labels(exporter)
         for gauge in (self.held_spans, self.queue_size, self.queue_capacity):
             gauge.labels(exporter)

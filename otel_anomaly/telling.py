@@ -36,7 +36,7 @@ class Telling:
         self._clock, self._telemetry, self._out = clock, telemetry, out
         self._audit: AuditSink | None = None
         self._console: ConsoleSink | None = None
-        self._closing: set[asyncio.Task[bool]] = set()
+        self._closing: set[asyncio.Task[object]] = set()
 
     def start(self, config: Config) -> None:
         """Open what `config` asks for. Raises OSError when the trail cannot be written."""
@@ -56,7 +56,7 @@ class Telling:
         audit = self._audit if same else None
         if new.audit.enabled and audit is None:
             audit = await asyncio.to_thread(self._new_trail, old, new)
-            undo.push_async_callback(asyncio.to_thread, audit.close, FLUSH_S)
+            undo.push_async_callback(asyncio.to_thread, _leave, audit, config_hash(old))
         return lambda: self._commit(audit, new)
 
     def _new_trail(self, old: Config, new: Config) -> AuditSink:
@@ -78,10 +78,9 @@ class Telling:
         if former is not None and former is audit:
             former.config_reloaded(config_hash(new), new.audit)
         elif former is not None:
-            former.trail_closed(config_hash(new))
-            self._close_beside(former)
+            self._beside(_leave, former, config_hash(new))
         if self._console is not None and not new.alerts.console:
-            self._close_beside(self._console)
+            self._beside(self._console.close, FLUSH_S)
             self._console = None
         elif self._console is not None:
             self._console.retune(new.alerts)
@@ -91,9 +90,9 @@ class Telling:
     def _console_of(self, config: Config) -> ConsoleSink:
         return ConsoleSink(self._out, self._telemetry, config.alerts, self._clock)
 
-    def _close_beside(self, sink: AuditSink | ConsoleSink) -> None:
+    def _beside(self, close: Callable[..., object], *arguments: object) -> None:
         """Write what a sink still holds and close it, in a thread of its own."""
-        task = asyncio.create_task(asyncio.to_thread(sink.close, FLUSH_S), name="sink closes")
+        task = asyncio.create_task(asyncio.to_thread(close, *arguments), name="sink closes")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -125,3 +124,9 @@ class Telling:
         for sink in (self._audit, self._console):
             if sink is not None:
                 sink.close(FLUSH_S)
+
+
+def _leave(audit: AuditSink, config_hash_after: str) -> None:
+    """End a trail properly."""
+    audit.trail_closed(config_hash_after)
+    audit.close(FLUSH_S)

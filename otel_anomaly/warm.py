@@ -3,11 +3,12 @@
 The service does it at start, before it is ready; an image does it when it is built. Kernels compile
 by the types they are given, not by the values, and with all that they call. So what has to be done
 here is each thing that Python asks of them: scan, judge, hold back, write verdicts, name callers,
-put reasons into words, end episodes, free rows.
+put reasons into words, end episodes, free rows, read and write JSON.
 """
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,7 @@ from otel_anomaly.episodes import EpisodeBook
 from otel_anomaly.gathering import read_nothing
 from otel_anomaly.handoff import Batch, Outcome, Payload, Signal
 from otel_anomaly.kernels import CACHED, cache_is_warm
+from otel_anomaly.otlp import json as otlp_json
 from otel_anomaly.processor import Processor
 from otel_anomaly.report import Reporter, finding_numbers
 from otel_anomaly.telemetry import Telemetry
@@ -132,6 +134,15 @@ def _read_elsewhere() -> subprocess.Popen[bytes] | None:
 _READ: Final = "read"
 
 
+def _warm_codec() -> None:
+    """Read and write a line, and have one refused for a value that does not fit."""
+    for signal, request in _REQUESTS:
+        line = otlp_json.encode(request, signal)
+        assert otlp_json.decode(line, signal) == request, "the JSON kernels do not run here"
+    with contextlib.suppress(ValueError):
+        otlp_json.decode(b"[]", Signal.TRACES)
+
+
 def warm(*, redacts: bool = True) -> None:
     """Run a few calls through a processor of its own, with room for next to nothing.
 
@@ -154,7 +165,7 @@ def warm(*, redacts: bool = True) -> None:
     if elsewhere is not None:
         processor.judge_nothing()
         elsewhere.wait()  # If it failed, the reader is compiled here.
-    for signal, request in _REQUESTS:
+    for signal, request in (*_REQUESTS, (Signal.METRICS, _chunk(1, b""))):
         reply = processor.process(Batch(request, signal, "grpc", received_ns=1))
         assert reply.outcome is Outcome.ACCEPTED
     processor.release_all()
@@ -166,6 +177,7 @@ def warm(*, redacts: bool = True) -> None:
         book.tick(processor.state, now_ns)
     assert len(book) == 0
     processor.sweep(1)
+    _warm_codec()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ one that has run other tests everything is compiled.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from numba.core.registry import CPUDispatcher
 from otel_anomaly.config import SECOND_NS, Config
 from otel_anomaly.episodes import EpisodeBook
 from otel_anomaly.handoff import Batch, Outcome, Payload, Signal
+from otel_anomaly.otlp import json as otlp_json
 from otel_anomaly.processor import Processor
 from otel_anomaly.replay import Replay
 from otel_anomaly.report import Reporter, finding_numbers
@@ -139,6 +141,12 @@ def main() -> int:
     traffic = _Traffic()
     for body, signal in bodies():
         traffic.send(body, signal)
+        with contextlib.suppress(ValueError):
+            otlp_json.decode(otlp_json.encode(body, signal), signal)
+    otlp_json.decode(b'{"resourceSpans":[{},{}],"resource_spans":[]}', Signal.TRACES)
+    for line in (b"", b"{", b'{"resourceSpans":7}'):
+        with contextlib.suppress(ValueError):
+            otlp_json.decode(line, Signal.TRACES)
     traffic.end()
     replay = Replay(Config(), calls=True, writer=None, explain="ab" * 8)
     replay.processor.process(Batch(request([Agent("a").call(1)]), Signal.TRACES, "grpc", 0))

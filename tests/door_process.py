@@ -1,6 +1,7 @@
 """Both doors in a process of their own, for tests that watch its memory.
 
-Prints the two ports, then after each line on standard input its peak resident memory in bytes.
+Prints the two ports, then after each line on standard input its peak resident memory in bytes. With
+an argument, that is the limit of both in MiB.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ def peak_resident() -> int:
 
 async def main() -> None:
     beside = (Consumer(), Telemetry(), StandingClock())
-    http_config = HttpReceiverConfig(endpoint="127.0.0.1:0", max_request_body_size=HTTP_LIMIT)
+    mebibytes = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    limit = mebibytes << 20 or HTTP_LIMIT
+    http_config = HttpReceiverConfig(endpoint="127.0.0.1:0", max_request_body_size=limit)
     http = HttpReceiver(http_config, *beside)
     grpc = GrpcReceiver(
-        GrpcReceiverConfig(endpoint="127.0.0.1:0", max_recv_msg_size_mib=1), *beside
+        GrpcReceiverConfig(endpoint="127.0.0.1:0", max_recv_msg_size_mib=mebibytes or 1), *beside
     )
     await http.start()
     await grpc.start()

@@ -110,7 +110,8 @@ class Writer:
         """A name and its value; of messages only while there is depth left."""
         rng = self.rng
         if rng.random() < self.odd:
-            return f"{self.text(rng.choice(('', 'x', 'nam', 'names', 'spanID')))}:{rng.choice(UNKNOWN)}"
+            name = self.text(rng.choice(("", "x", "nam", "names", "spanID")))
+            return f"{name}:{rng.choice(UNKNOWN)}"
         fields = [field for field in descriptor.fields if depth or not field.message_type]
         if not fields:
             return '"x":0'
@@ -120,9 +121,8 @@ class Writer:
         return f"{self.text(name)}{self.space()}:{self.space()}{value}{self.space()}"
 
     def message(self, descriptor: Any, depth: int) -> str:
-        members = [
-            self.member(descriptor, depth) for _ in range(self.rng.choice((0, 1, 2, 3, 3, 4)))
-        ]
+        counts = (1, 2, 2, 3) if depth > 4 else (0, 1, 2, 3, 4)
+        members = [self.member(descriptor, depth) for _ in range(self.rng.choice(counts))]
         if members and self.rng.random() < self.odd:
             members.append(self.rng.choice(members))
         return "{" + self.space() + ",".join(members) + "}"
@@ -136,7 +136,7 @@ def random_line(rng: random.Random, odd: float = 0.05) -> tuple[Signal, bytes]:
 
 
 def mutated(rng: random.Random, line: bytes) -> bytes:
-    """The line with something cut, doubled, moved or put in, at the borders of its tokens mostly."""
+    """The line with something cut, doubled or put in, mostly at the borders of its tokens."""
     borders = [i for i, byte in enumerate(line) if byte in b'{}[],:"\\'] or [0]
     at, other = sorted((rng.choice(borders), rng.choice(borders)))
     at += rng.randint(0, 1)

@@ -1,4 +1,4 @@
-"""Acceptance cases I1-I3 and C1-C14: the learned profile of an agent and its one risk.
+"""Acceptance cases I1-I3, C1-C14 and C25: the learned profile of an agent and its one risk.
 
 By the ids the issue tracker uses. What that system called a user is an agent here, what it called
 its pre and post hooks is one span; its scores add up otherwise, so that each threshold can be
@@ -26,6 +26,7 @@ from tests.habits import (
     warm_rig,
 )
 from tests.rig import Calls, Rig
+from tests.snapshot_rigs import restarted, save
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -268,6 +269,22 @@ def test_c14(tmp_path: Path, capsys: pytest.CaptureFixture[str], risk: str, says
     said = "".join(capsys.readouterr())
     assert says in said
     assert ":3: " in said
+
+
+def test_c25(tmp_path: Path) -> None:
+    """
+    Scenario: defect 25, state lost at a restart: alice is known; the service stops and another
+    process starts in its place.
+    Guarantees: it is not learning anew: what she knows is allowed as before, what is new to her is
+    warned of at once.
+    """
+    rig, calls = warm_rig()
+    again = restarted(rig, save(rig, tmp_path / "state.snapshot"))
+    verdict = one(again, calls.at(WARM_S, **KNOWN))
+    assert (verdict.action, verdict.mode, verdict.score) == ("allow", "active", 0.0)
+    verdict = one(again, calls.at(WARM_S + 1, **NOVEL))
+    assert (verdict.action, verdict.score, verdict.types) == ("warn", 0.6, ("risk",))
+    assert "after 61 calls" in (verdict.reason or "")
 
 
 def test_the_past_of_these_cases_is_the_default_one() -> None:

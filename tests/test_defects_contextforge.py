@@ -46,6 +46,7 @@ from tests.habits import (
 from tests.rig import ROOMY, Calls, arrays_of
 from tests.sink_rigs import StoppedClock
 from tests.sizes import scaled
+from tests.snapshot_rigs import restarted, save
 from tests.traffic import request
 
 if TYPE_CHECKING:
@@ -457,20 +458,17 @@ def test_contextforge_24_results_errors_values_and_order_count() -> None:
         assert f'detector_evaluated_total{{detector="{detector}"}}' in metrics
 
 
-def test_contextforge_25_what_is_learned_can_be_handed_over() -> None:
+def test_contextforge_25_what_is_learned_outlives_the_process(tmp_path: Path) -> None:
     """
-    Scenario: a service stops in the middle of a stream. Its state, read back from bytes, is given
-    to another one, which judges the rest.
-    Guarantees: every verdict is the one that the first would have given. (State is plain arrays of
-    fixed shape for this; keeping them on disk is the operator's part that comes with snapshots.)
+    Scenario: a service stops in the middle of a stream and writes its snapshot; another process
+    starts with that, and judges the rest.
+    Guarantees: every verdict is the one that the first would have given.
     """
-    whole, first, second, calls = rig_of(), rig_of(), rig_of(), Calls()
-    before = calm(calls)
+    (whole, calls), (first, _) = warm_rig(), warm_rig()
+    second = restarted(first, save(first, tmp_path / "state.snapshot"))
+    whole.told.clear()
     after = [calls.at(WARM_S, **NOVEL), *calls.many(30, WARM_S + 1, 1, **KNOWN)]
-    for rig, spans in ((whole, before + after), (first, before)):
-        rig.send(spans)
-    for source, target in zip(arrays_of(first.state), arrays_of(second.state), strict=True):
-        target[...] = np.frombuffer(source.tobytes(), source.dtype).reshape(source.shape)
-    second.send(after)
-    assert second.told == whole.told[len(before) :]
+    for rig in (whole, second):
+        rig.send(after)
+    assert second.told == whole.told
     assert any(told is not None and told.findings for told in second.told)

@@ -136,7 +136,7 @@ def test_bytes_arrive_as_they_are(compression: str) -> None:
         assert call.headers["x-scope"] == "a b"
         assert call.headers["Content-Type"] == "application/x-protobuf"
         assert call.headers.get("Content-Encoding", "none") == compression
-        assert call.headers["User-Agent"] == f"otel-anomaly/{__version__}"
+        assert call.headers["User-Agent"].startswith(f"otel-anomaly/{__version__} ")
     assert len(hop.connections) == 1
 
 

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from otel_anomaly.config import RetryConfig
-from otel_anomaly.exporters.contract import MESSAGE_CHARS_MAX, SENT, Kind, clipped
+from otel_anomaly.exporters.contract import MESSAGE_CHARS_MAX, SENT, Kind, SendResult, clipped
 from otel_anomaly.exporters.response import (
     DETAILS_BYTES_MAX,
     retry_after_s,
@@ -199,3 +199,46 @@ def test_text_from_outside_is_one_short_line() -> None:
     """
     assert clipped("a\x1b[31m\r\nb") == "a?[31m??b"
     assert len(clipped("x" * 1_000_000)) == MESSAGE_CHARS_MAX
+
+
+@pytest.mark.parametrize(
+    ("body", "result"),
+    [
+        (b"", SENT),
+        (b"{}", SENT),
+        (b'{"partialSuccess":{}}', SENT),
+        (
+            b'{"partialSuccess":{"rejectedSpans":"2","errorMessage":"old"},"later":1}',
+            SENT._replace(message="old", rejected=2),
+        ),
+        (b"{", SENT._replace(message="its response cannot be read")),
+        (b"[" * 100_000, SENT._replace(message="its response cannot be read")),
+        (b"\xff", SENT._replace(message="its response cannot be read")),
+        (b'{"partialSuccess":7}', SENT._replace(message="its response cannot be read")),
+    ],
+)
+def test_a_response_in_json(body: bytes, result: SendResult) -> None:
+    """
+    Scenario: what a next hop answers that was asked in JSON, sound and not.
+    Guarantees: read as in protobuf; what cannot be read is success all the same.
+    """
+    assert taken(body, Signal.TRACES, in_json=True) == result
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"code":3,"message":"bad"}', "bad"),
+        (b'{"message":"a\\nb","details":[{"@type":"unknown/x"}]}', "a?b"),
+        (b'{"message":null}', ""),
+        (b"[]", ""),
+        (b"[" * 100_000, ""),
+        (b"\xff", ""),
+    ],
+)
+def test_a_status_in_json(body: bytes, message: str) -> None:
+    """
+    Scenario: a Status in JSON, with details of a type that we do not know; and what is none.
+    Guarantees: its message on one line; nothing else raises.
+    """
+    assert status_message(body, in_json=True) == message

@@ -216,7 +216,7 @@ def test_calls_that_tell_all_are_not_held() -> None:
             (request(calls.many(2, NOW_S), scope=None), Signal.TRACES),
             (request(nobody, scope=None, resource=who), Signal.TRACES),
             (request(chat, scope=None), Signal.TRACES),
-            (b"any bytes", Signal.METRICS),
+            (b"\x7a\x03any", Signal.METRICS),
             (log, Signal.LOGS),
         ),
         start=1,

@@ -29,6 +29,7 @@ from otel_anomaly.kernels import (
     load1,
     load8,
     load_word,
+    multiply,
     prefetch,
     signed,
 )
@@ -66,6 +67,11 @@ def _bit_length(bits: int) -> Int:
 @kernel
 def _bit_count(bits: int) -> Int:
     return bit_count(bits)
+
+
+@kernel
+def _multiply(a: int, b: int, more: int) -> tuple[Int, Int]:
+    return multiply(a, b, more)
 
 
 @kernel
@@ -173,6 +179,21 @@ def test_fold() -> None:
             assert _fold(a, b) == fold(a, b) == signed(expected)
     # Numbers of numpy are what kernels hand each other when nothing is compiled.
     assert fold(*np.array([-1, -1])) == fold(-1, -1)
+
+
+def test_multiply() -> None:
+    """
+    Scenario: as above, with a third number added to the product.
+    Guarantees: both halves of 128 bits without sign; compiled and Python agree.
+    """
+    rng = random.Random(3)
+    numbers = [*EDGES, *(signed(rng.getrandbits(64)) for _ in range(6))]
+    for a in numbers:
+        for b in numbers:
+            for more in numbers:
+                whole = (a % (1 << 64)) * (b % (1 << 64)) + more % (1 << 64)
+                expected = (signed(whole >> 64), signed(whole))
+                assert tuple(_multiply(a, b, more)) == multiply(a, b, more) == expected
 
 
 def test_signed() -> None:

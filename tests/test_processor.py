@@ -94,7 +94,7 @@ LOGS_WITHOUT_CALLS = log_request([LogRecord(body=AnyValue(string_value="hello"))
 
 @pytest.mark.parametrize(
     ("signal", "body"),
-    [(Signal.METRICS, b"\xff not traces at all"), (Signal.LOGS, LOGS_WITHOUT_CALLS)],
+    [(Signal.METRICS, b"\x7a\x0ano metrics"), (Signal.LOGS, LOGS_WITHOUT_CALLS)],
     ids=["metrics", "logs"],
 )
 def test_metrics_and_logs_without_calls_pass_byte_for_byte(signal: Signal, body: bytes) -> None:

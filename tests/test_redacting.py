@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,8 +18,10 @@ from otel_anomaly import processor, redacting
 from otel_anomaly.config import Config
 from otel_anomaly.handoff import Outcome, Signal
 from otel_anomaly.replay import replay_command
+from otel_anomaly.service import INLINE_BYTES_MAX
 from tests.log_traffic import log_request, tool_record
 from tests.rig import Calls, Rig
+from tests.service_rigs import running
 from tests.test_processor import broken
 from tests.traffic import request
 
@@ -226,3 +230,48 @@ def test_replay_writes_redacted_spans(tmp_path: Path) -> None:
     written = out.read_bytes()
     assert b"anomaly.action" in written
     assert KEY.encode() not in written
+
+
+def test_switched_by_another_configuration() -> None:
+    """
+    Scenario: redaction is switched on while requests wait for their agent, then off again.
+    Guarantees: each request leaves as the configuration says under which it came.
+    """
+    rig = Rig(identity={"hold": "1s"})
+    on = rig.config.model_copy(update={"redact": Config.model_validate({"redact": ON}).redact})
+    for config in (on, rig.config):
+        rig.offer(leaky_calls(), received_ns=1)
+        rig.processor.adopt(rig.processor.prepare(config))
+    bodies = [payload.body for payload in rig.room.payloads]
+    assert [KEY.encode() in body for body in bodies] == [True, False]
+
+
+def test_large_requests_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: a request that the service scans in a thread, with a key and a call in it; then one
+    more, with a bug in redaction.
+    Guarantees: the thread redacts it, so the loop does not; with the bug it is refused.
+    """
+    body = leaky_calls() + b"\x9a\x06\x80\x80\x40" + bytes(INLINE_BYTES_MAX)  # Unknown field 99.
+    threads = []
+
+    async def play() -> list[Outcome]:
+        async with running(tmp_path, redact=ON) as place:
+            covers = redacting.redaction.redact
+
+            def noted(*what: Any) -> Any:
+                threads.append(threading.current_thread() is threading.main_thread())
+                return covers(*what)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(redacting.redaction, "redact", noted)
+                outcomes = [(await place.consume(body)).outcome]
+                patch.setattr(redacting.redaction, "redact", broken)
+                outcomes.append((await place.consume(body)).outcome)
+            return outcomes
+
+    assert asyncio.run(play()) == [Outcome.ACCEPTED, Outcome.MALFORMED]
+    assert threads == [False]
+    written = (tmp_path / "spans.jsonl").read_text()
+    assert KEY not in written
+    assert "*" * len(KEY) in written

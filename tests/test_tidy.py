@@ -29,6 +29,7 @@ STEPS = {"policy", "gathering", "ahead", "correction", "episode_steps", "looking
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
     "handoff": set(),
+    "logs": set(),
     "compilation": set(),
     "kernels": {"compilation"},
     "config": set(),
@@ -81,7 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | EDGE
     | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"}
     | {"memory", "reloading", "snapshots"},
-    "running": {"config", "kernels", "directory_lock", "reloading", "service"},
+    "running": {"config", "kernels", "directory_lock", "logs", "reloading", "service"},
     "asking": {"config", "directory_lock", "snapshot_file", "snapshots"},
     "probe": {"config"},
     "cli": {"handoff", "config", "sinks", "replay", "running", "probe", "asking"},

@@ -12,8 +12,12 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1 import common_pb2 as common
+from opentelemetry.proto.metrics.v1 import metrics_pb2 as metrics
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1 import trace_pb2 as trace
 
@@ -308,6 +312,22 @@ CLASSES: dict[str, type[Message]] = {
     "ANY_VALUE": common.AnyValue,
     "ARRAY_VALUE": common.ArrayValue,
     "KEY_VALUE_LIST": common.KeyValueList,
+    "METRICS_REQUEST": ExportMetricsServiceRequest,
+    "RESOURCE_METRICS": metrics.ResourceMetrics,
+    "SCOPE_METRICS": metrics.ScopeMetrics,
+    "METRIC": metrics.Metric,
+    "GAUGE": metrics.Gauge,
+    "SUM": metrics.Sum,
+    "HISTOGRAM": metrics.Histogram,
+    "EXPONENTIAL_HISTOGRAM": metrics.ExponentialHistogram,
+    "SUMMARY": metrics.Summary,
+    "NUMBER_POINT": metrics.NumberDataPoint,
+    "HISTOGRAM_POINT": metrics.HistogramDataPoint,
+    "EXPONENTIAL_POINT": metrics.ExponentialHistogramDataPoint,
+    "BUCKETS": metrics.ExponentialHistogramDataPoint.Buckets,
+    "SUMMARY_POINT": metrics.SummaryDataPoint,
+    "VALUE_AT_QUANTILE": metrics.SummaryDataPoint.ValueAtQuantile,
+    "EXEMPLAR": metrics.Exemplar,
 }
 MESSAGE_OF = {cls.DESCRIPTOR.full_name: getattr(wire, name) for name, cls in CLASSES.items()}
 
@@ -332,6 +352,10 @@ def test_schema() -> None:
         expected = np.full(wire.FIELD_MAX + 1, wire.UNKNOWN)
         for field in descriptor.fields:
             below = field.message_type
+            if field.is_packed:
+                fixed = kinds.get(field.type) == wire.DOUBLE
+                expected[field.number] = wire.DOUBLES if fixed else wire.NUMBERS
+                continue
             expected[field.number] = (
                 kinds.get(field.type, wire.NUMBER) if below is None else MESSAGE_OF[below.full_name]
             )

@@ -175,7 +175,7 @@ def restore_links(kept: KeptLinks, empty: Links) -> Links:
         )
         current = 0
     head["current"], head["used"] = current, newer.size
-    head["turns"] = max(int(kept.head["turns"][0]), 1) if older.size else 0
+    head["turns"] = 1 if older.size else 0
     head["looked"] = head["turns"]
     mask = int(head["mask"][0])
     for generation, spans in ((1 - current, older), (current, newer)):

@@ -5,9 +5,13 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from otel_anomaly import __version__
+
 if TYPE_CHECKING:
     from otel_anomaly.handoff import Signal
 
+USER_AGENT = f"otel-anomaly/{__version__} OTLP-Exporter-Python/{__version__}"
+"""Product, then exporter and language (OpenTelemetry specification, "User Agent")."""
 MESSAGE_CHARS_MAX = 200
 """Of a message from the next hop, in our log. It is as long as the next hop likes."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from otel_anomaly.config import SECOND_NS
 from otel_anomaly.exporters.fanout import Fanout
-from otel_anomaly.exporters.registry import Line, Makers, files_of, likeness
+from otel_anomaly.exporters.registry import Line, Makers, files_of, likeness, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,8 @@ class Exchange:
         self._makers = makers
         self._lines = {name: makers.line(name, config) for name in config.exporters}
         self._left: dict[str, Line] = {}
-        self.fanout = Fanout([line.queue for line in self._lines.values()])
+        queues = [line.queue for line in self._lines.values()]
+        self.fanout = Fanout(queues, config.ack, config.ack_timeout)
 
     async def prepare(self, config: Config, undo: AsyncExitStack) -> Callable[[], None]:
         """Start what is new; `undo` stops it again. Returns what goes over to it.
@@ -44,6 +45,7 @@ class Exchange:
             name: line for name, line in self._left.items() if self.fanout.is_leaving(name)
         }
         self._check_files(config)
+        self._check_storage(config)
         lines: dict[str, Line] = {}
         swapped: list[Line] = []
         for name in config.exporters:
@@ -70,6 +72,15 @@ class Exchange:
             raise kind(f"exporters.{name}: {error}") from error
         undo.push_async_callback(line.exporter.forget)
 
+    def _check_storage(self, config: Config) -> None:
+        """What a queue holds cannot move from memory to disk, nor from one directory to another."""
+        for name, line in self._lines.items():
+            if name in config.exporters and stored(name, config) != line.stored:
+                raise ValueError(
+                    f"exporters.{name}.sending_queue: storage, directory and fsync cannot change"
+                    " while it runs: needs a restart"
+                )
+
     def _check_files(self, config: Config) -> None:
         """Two exporters on one file would cut off what the other is writing."""
         for name in config.exporters:
@@ -88,7 +99,8 @@ class Exchange:
             if line.section != config.exporters[name]:
                 line.queue.retune(config.exporters[name])
                 lines[name] = line._replace(section=config.exporters[name])
-        self.fanout.arrange([line.queue for line in lines.values()])
+        queues = [line.queue for line in lines.values()]
+        self.fanout.arrange(queues, config.ack, config.ack_timeout)
         for name in lines.keys() - self._lines.keys():
             telemetry.exporter_joins(name)
         for name in self._lines.keys() - lines.keys():

@@ -1,36 +1,60 @@
-"""All queues as one: room in every required one or in none, and one stop for all."""
+"""All queues as one: between processor and exporters.
+
+    reserve -> commit -+-> queue "file"      -> send
+                       +-> queue "otlp_grpc" -> send
+
+Rule 1: room is set aside in every required queue before anything is learned; `commit` cannot
+fail. An optional exporter takes what it has room for at `commit` and counts the rest as dropped.
+
+Rule 2: with `ack: queued` an answer is open until the disk queues, if there are any, have written
+the request. With `ack: sent` it is open until every required exporter has brought it to its end,
+for a time that is bounded, as is the number of clients that wait. Nobody waits for an optional
+exporter.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from otel_anomaly.exporters.queue import RETRY_AFTER_S_MIN, charge_of
-from otel_anomaly.handoff import Outcome
+from otel_anomaly.config import SECOND_NS
+from otel_anomaly.exporters.answer import Answer
+from otel_anomaly.exporters.queue import RETRY_AFTER_S_MIN
+from otel_anomaly.handoff import Outcome, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from otel_anomaly.exporters.queue import SendQueue
-    from otel_anomaly.handoff import Payload, Reply
+    from otel_anomaly.handoff import Payload
 
 _LOG = logging.getLogger(__name__)
 
-PROBLEM_SHARE = 0.7
+WAITING_MAX: Final = 10_000
+"""Clients that wait for delivery at once; beyond this a request is refused like by a full queue."""
+PROBLEM_SHARE: Final = 0.7
 """A queue fuller than this is a problem that somebody should hear of."""
+STOP_ANSWER_S: Final = 3.0
+"""When the service stops, whoever waits is answered within this: the doors do not wait longer."""
+_LATE: Final = Reply(Outcome.UNAVAILABLE, "not delivered in time, still queued: send again later")
 
 
 class Fanout:
-    """All queues as one: what the processor and the service see."""
+    """What the processor and the service see of the exporters."""
 
-    def __init__(self, queues: Sequence[SendQueue]) -> None:
+    def __init__(
+        self, queues: Sequence[SendQueue], ack: str = "queued", ack_timeout: int = 8 * SECOND_NS
+    ) -> None:
+        """`ack` and `ack_timeout` (ns) as in the configuration."""
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._open: set[Answer] = set()
         self._stopping = False
-        self.arrange(queues)
+        self.arrange(queues, ack, ack_timeout)
 
-    def arrange(self, queues: Sequence[SendQueue]) -> None:
+    def arrange(
+        self, queues: Sequence[SendQueue], ack: str = "queued", ack_timeout: int = 8 * SECOND_NS
+    ) -> None:
         """Hand everything to these queues from now on. No reservation may be open.
 
         Whoever calls has started those that are new; those that are missing are to `retire`.
@@ -38,10 +62,13 @@ class Fanout:
         self._queues = tuple(queues)
         self._required = tuple(queue for queue in queues if queue.required)
         self._optional = tuple(queue for queue in queues if not queue.required)
-        self._bytes_max = min((queue.capacity for queue in self._required), default=math.inf)
+        self._on_disk = sum(queue.on_disk for queue in self._required)
+        self._wants_sent = ack == "sent" and bool(self._required)
+        self._ack_timeout_s = ack_timeout / SECOND_NS
 
     def retire(self, queue: SendQueue, timeout_s: float) -> None:
         """Let a queue that gets nothing more deliver what it holds, beside the others."""
+        self._leaving = {name: task for name, task in self._leaving.items() if not task.done()}
         task = asyncio.create_task(_leave(queue, timeout_s), name=f"exporter {queue.name} leaves")
         self._leaving[queue.name] = task
 
@@ -51,9 +78,9 @@ class Fanout:
 
     async def gone(self, name: str) -> None:
         """Wait until an exporter of this name that was retired is closed."""
-        task = self._leaving.pop(name, None)
-        if task is not None:
-            await asyncio.wait({task})
+        if name in self._leaving:
+            await asyncio.wait({self._leaving[name]})
+            del self._leaving[name]
 
     async def start(self) -> None:
         """Start all, or none."""
@@ -70,33 +97,45 @@ class Fanout:
         """Set room aside in every required queue, or in none, and say why not."""
         if self._stopping:
             return Outcome.STOPPING
-        charge = charge_of(bytes_needed)
-        if charge > self._bytes_max:
-            return Outcome.TOO_LARGE  # No drain will ever make room for it.
-        for queue in self._required:
-            if queue.used + charge > queue.capacity:
+        required = self._required
+        charges = [queue.charge_of(bytes_needed) for queue in required]
+        for queue, charge in zip(required, charges, strict=True):
+            if charge > queue.charge_max:
+                return Outcome.TOO_LARGE  # No drain will ever make room for it.
+        if self._wants_sent and len(self._open) >= WAITING_MAX:
+            return Outcome.QUEUE_FULL
+        for queue, charge in zip(required, charges, strict=True):
+            if not queue.has_room(charge):
                 return Outcome.QUEUE_FULL
-        for queue in self._required:
-            queue.used += charge
+        for queue, charge in zip(required, charges, strict=True):
+            queue.hold(charge)
         return Outcome.ACCEPTED
 
     def commit(self, payload: Payload, bytes_reserved: int) -> Awaitable[Reply] | None:
-        """Fill a reservation. Cannot fail: that is what the reservation was for."""
+        """Fill a reservation. Cannot fail: that is what the reservation was for.
+
+        Returns the answer where it is open, else None.
+        """
         size = len(payload.body)
         assert size <= bytes_reserved
-        charge = charge_of(size)
-        spare = charge_of(bytes_reserved) - charge
+        written = ended = None
+        if self._wants_sent:
+            ended = self._open_answer()
+        elif self._on_disk:
+            written = Answer(self._on_disk, self.retry_after_s)
         for queue in self._required:
-            queue.free(spare)
-            queue.put(payload, charge)
+            charge = queue.charge_of(size)
+            queue.free(queue.charge_of(bytes_reserved) - charge)
+            queue.put(payload, charge, written=written if queue.on_disk else None, ended=ended)
         for queue in self._optional:
-            queue.offer(payload, charge)
-        return None
+            queue.offer(payload)
+        answer = written or ended
+        return answer.future if answer is not None else None
 
     def release(self, bytes_reserved: int) -> None:
         """Give a reservation back unused."""
         for queue in self._required:
-            queue.free(charge_of(bytes_reserved))
+            queue.free(queue.charge_of(bytes_reserved))
 
     def retry_after_s(self) -> float:
         """When a refused client may succeed, seconds, from 1 to 30."""
@@ -104,12 +143,19 @@ class Fanout:
         return max(waits, default=RETRY_AFTER_S_MIN)
 
     def problems(self) -> dict[str, str]:
-        """Exporters that do not keep up, and why: their queue is filling."""
-        return {
-            f"exporters.{queue.name}": f"queue {share:.0%} full{queue.trouble()}"
-            for queue in self._queues
-            if (share := queue.used / queue.capacity) > PROBLEM_SHARE
-        }
+        """Exporters that do not keep up, and why: their disk fails, or their queue is filling."""
+        found = {queue.name: queue.problem for queue in self._queues if queue.problem}
+        for queue in self._queues:
+            share = queue.used / queue.capacity
+            if share > PROBLEM_SHARE and queue.name not in found:
+                found[queue.name] = f"queue {share:.0%} full{queue.trouble()}"
+        return {f"exporters.{name}": problem for name, problem in found.items()}
+
+    def hurry(self) -> None:
+        """The service is about to stop: whoever waits for delivery is answered soon."""
+        self._ack_timeout_s = min(self._ack_timeout_s, STOP_ANSWER_S)
+        for answer in self._open:
+            asyncio.get_running_loop().call_later(self._ack_timeout_s, answer.settle, _LATE)
 
     async def stop(self, drain_timeout_s: float) -> dict[str, int]:
         """Refuse what comes, deliver what is held. Returns spans dropped, by exporter."""
@@ -117,7 +163,22 @@ class Fanout:
         dropped = await asyncio.gather(*(queue.stop(drain_timeout_s) for queue in self._queues))
         if self._leaving:
             await asyncio.wait(self._leaving.values())
+        for answer in tuple(self._open):
+            answer.settle(_LATE)
         return {queue.name: spans for queue, spans in zip(self._queues, dropped, strict=True)}
+
+    def _open_answer(self) -> Answer:
+        """An answer that all required exporters give, or the clock."""
+        answer = Answer(len(self._required), self.retry_after_s)
+        timer = asyncio.get_running_loop().call_later(self._ack_timeout_s, answer.settle, _LATE)
+        self._open.add(answer)
+
+        def given(_: asyncio.Future[Reply]) -> None:
+            timer.cancel()
+            self._open.discard(answer)
+
+        answer.future.add_done_callback(given)
+        return answer
 
 
 async def _leave(queue: SendQueue, timeout_s: float) -> None:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from otel_anomaly import __version__
 from otel_anomaly.config import SECOND_NS
-from otel_anomaly.exporters.contract import SendResult, clipped, rejected, retry
+from otel_anomaly.exporters.contract import USER_AGENT, SendResult, clipped, rejected, retry
 from otel_anomaly.exporters.destination import refuse_own_doors
 from otel_anomaly.exporters.response import RESPONSE_BYTES_MAX, retry_info_s, taken
 from otel_anomaly.exporters.tls import pem_files
@@ -50,7 +49,7 @@ NOT_ABOUT_DATA: Final = frozenset(
 """Refusals that every other request would meet as well."""
 
 OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
-    ("grpc.primary_user_agent", f"otel-anomaly/{__version__}"),
+    ("grpc.primary_user_agent", USER_AGENT),
     ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
     # The door has limited what can come here.
     ("grpc.max_send_message_length", -1),

@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from otel_anomaly import __version__
 from otel_anomaly.config import SECOND_NS
-from otel_anomaly.exporters.contract import SendResult, clipped, rejected, retry, too_large
+from otel_anomaly.exporters.contract import (
+    USER_AGENT,
+    SendResult,
+    clipped,
+    rejected,
+    retry,
+    too_large,
+)
 from otel_anomaly.exporters.destination import refuse_own_doors
 from otel_anomaly.exporters.response import (
     RESPONSE_BYTES_MAX,
@@ -93,7 +99,7 @@ class HttpExporter:
             timeout=aiohttp.ClientTimeout(total=self._config.timeout / SECOND_NS),
             # A response that is not inflated cannot be a bomb.
             auto_decompress=False,
-            headers={"Accept-Encoding": "identity", "User-Agent": f"otel-anomaly/{__version__}"},
+            headers={"Accept-Encoding": "identity", "User-Agent": USER_AGENT},
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 

@@ -1,9 +1,10 @@
 """What an exporter took over and what became of it: counters that add up, words in the log.
 
-    taken over = sent + dropped + held
+    taken over + recovered = sent + dropped + held
 
-holds after every call of every method here, for spans and for requests. An attempt that failed
-stands outside the sum: what it carried is still held.
+holds after every call of every method here, for spans and for requests. `recovered` is what a disk
+queue found at its start. An attempt that failed stands outside the sum: what it carried is still
+held.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from otel_anomaly.handoff import Signal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from otel_anomaly.exporters.queue import Group
     from otel_anomaly.handoff import Payload
     from otel_anomaly.telemetry import Telemetry
 
@@ -42,6 +44,9 @@ class Ledger:
         self._sent_spans = telemetry.sent_spans.labels(exporter)
         self._failed_spans = telemetry.failed_spans.labels(exporter)
         self._rejected_spans = telemetry.rejected_spans.labels(exporter)
+        self._recovered_spans = telemetry.recovered_spans.labels(exporter)
+        self._doubtful_spans = telemetry.doubtful_spans.labels(exporter)
+        self._left_on_disk = telemetry.left_on_disk
         self._sent_requests = {
             signal: telemetry.sent_requests.labels(exporter, signal.value) for signal in Signal
         }
@@ -53,44 +58,51 @@ class Ledger:
         if payload.signal is Signal.TRACES:
             self.held_spans += payload.items
 
+    def recovered(self, spans: int, doubtful: int = 0) -> None:
+        """So many spans lie on disk from an earlier run; `doubtful` of them were tried."""
+        self.held_spans += spans
+        # What a queue of the same name has left there is counted as accepted by this process.
+        known = min(self._left_on_disk.pop(self._exporter, 0), spans)
+        self._recovered_spans.inc(spans - known)
+        self._doubtful_spans.inc(doubtful)
+
+    def stays(self) -> None:
+        """What is held stays on disk when the exporter goes; another of its name may find it."""
+        self._left_on_disk[self._exporter] = self.held_spans
+
     def failed(self, spans: int) -> None:
         """An attempt failed; the data is still held."""
         self._failed_spans.inc(spans)
 
-    def sent(
-        self,
-        parts: Sequence[Payload],
-        spans: int,
-        rejected: int,
-        losses: Sequence[tuple[str, int]] = (),
-    ) -> None:
-        """The next hop took over `parts`, of one signal, and says it left out `rejected`.
+    def sent(self, group: Group, rejected: int, losses: Sequence[tuple[str, int]] = ()) -> None:
+        """The next hop took over a group, and says it left out `rejected` items.
 
         `losses`, reason and items, never went to it: pieces of a request that was cut.
         """
+        spans = group.spans
         self._release(spans)
-        if losses and parts[0].signal is not Signal.TRACES:
-            self.refused(parts, 0, losses[0][0])  # Counted by request: not all of it is there.
+        if losses and group.signal is not Signal.TRACES:
+            # Counted by request: not all of it is there.
+            self.refused(group.signal, group.requests, 0, losses[0][0])
             return
         for reason, items in losses:
             lost = min(items, spans)
             self._dropped_spans.labels(self._exporter, reason).inc(lost)
             spans -= lost
         self._sent_spans.inc(spans)
-        self._sent_requests[parts[0].signal].inc(len(parts))
+        self._sent_requests[group.signal].inc(group.requests)
         # The number comes from outside and may be anything.
         self._rejected_spans.inc(min(max(rejected, 0), spans))
 
-    def dropped(self, parts: Sequence[Payload], spans: int, reason: str) -> None:
-        """Held `parts`, of one signal, were given up for good."""
+    def dropped(self, signal: Signal, requests: int, spans: int, reason: str) -> None:
+        """Held requests were given up for good."""
         self._release(spans)
-        self.refused(parts, spans, reason)
+        self.refused(signal, requests, spans, reason)
 
-    def refused(self, parts: Sequence[Payload], spans: int, reason: str) -> None:
-        """`parts` were given up before they were held: an optional exporter had no room."""
-        signal = parts[0].signal.value
+    def refused(self, signal: Signal, requests: int, spans: int, reason: str) -> None:
+        """Requests were given up before they were held: an optional exporter had no room."""
         self._dropped_spans.labels(self._exporter, reason).inc(spans)
-        self._dropped_requests.labels(self._exporter, signal, reason).inc(len(parts))
+        self._dropped_requests.labels(self._exporter, signal.value, reason).inc(requests)
 
     def _release(self, spans: int) -> None:
         assert self.held_spans >= spans, "nothing leaves that was not taken over"

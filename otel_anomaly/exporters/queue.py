@@ -1,10 +1,8 @@
-"""Between processor and exporters: queues bounded in bytes, batching, retry, drain.
+"""One exporter's queue: bounded in bytes, batching, retry, drain.
 
-    reserve -> commit -+-> SendQueue "file"      pending -> ready -> 1 consumer  -> send
-                       +-> SendQueue "otlp_grpc" pending -> ready -> 4 consumers -> send
+    put -> pending -> ready -> num_consumers -> send
 
-Rule 1: room is set aside in every required queue before anything is learned; `commit` cannot
-fail. An optional exporter takes what it has room for at `commit` and counts the rest as dropped.
+Rule 1: room is set aside (`hold`) before a payload comes (`put`), which then cannot fail.
 
 Rule 2: all queues share the same bytes object. A merged request is joined when it is sent and
 forgotten after the attempt, so what is held is what was received.
@@ -22,19 +20,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from typing import TYPE_CHECKING
 
 from otel_anomaly.config import SECOND_NS
+from otel_anomaly.exporters.answer import not_delivered
 from otel_anomaly.exporters.contract import Kind, SendResult, rejected
+from otel_anomaly.exporters.echo import without_echo
 from otel_anomaly.exporters.ledger import Ledger, Notices, spans_in
 from otel_anomaly.exporters.retry import Backoff, RetryPolicy
-from otel_anomaly.handoff import Signal
+from otel_anomaly.handoff import Outcome, Reply, Signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from otel_anomaly.config import ExporterConfig
+    from otel_anomaly.exporters.answer import Answer
     from otel_anomaly.exporters.contract import Exporter
+    from otel_anomaly.exporters.disk_store import Place
     from otel_anomaly.handoff import Payload
     from otel_anomaly.telemetry import Telemetry
 
@@ -50,26 +53,86 @@ ROOM_SHARE = 1 / 8
 """A client is asked to come back when this share of the queue should be free."""
 
 
-def charge_of(size: int) -> int:
-    """Bytes of room that a payload of `size` bytes takes."""
-    return max(size, CHARGE_BYTES_MIN)
+FRESH, BACKLOG = 0, 1
+"""Lanes: what came in lately, and what is read from the disk again."""
+
+
+class Parcel:
+    """A payload in a queue."""
+
+    __slots__ = ("answer", "charge", "payload", "place")
+
+    def __init__(
+        self,
+        payload: Payload,
+        charge: int,
+        answer: Answer | None = None,
+        place: Place | None = None,
+    ) -> None:
+        """`answer` is told what became of it; `place` is where it lies on disk, if it does."""
+        self.payload = payload
+        self.charge = charge
+        self.answer = answer
+        self.place = place
 
 
 class Group:
-    """Payloads of one signal that travel as one request."""
+    """Parcels of one signal that travel as one request."""
 
-    __slots__ = ("charge", "parts", "spans")
+    __slots__ = ("charge", "lane", "parts", "signal", "spans")
 
-    def __init__(self, parts: Sequence[Payload], charge: int) -> None:
+    def __init__(self, parts: Sequence[Parcel], charge: int, lane: int = FRESH) -> None:
         self.parts = parts
         self.charge = charge
-        self.spans = spans_in(parts)
+        self.lane = lane
+        self.signal = parts[0].payload.signal
+        self.spans = spans_in([part.payload for part in parts])
+
+    @property
+    def requests(self) -> int:
+        """Received requests in it."""
+        return len(self.parts)
 
     def body(self) -> bytes:
         """The request. A single payload is not copied."""
         if len(self.parts) == 1:
-            return self.parts[0].body
-        return b"".join([part.body for part in self.parts])
+            return self.parts[0].payload.body
+        return b"".join([part.payload.body for part in self.parts])
+
+    def tell(self, reply: Reply) -> None:
+        """Let those who wait for it know."""
+        for part in self.parts:
+            if part.answer is not None:
+                part.answer.tell(reply)
+
+
+class Lanes(asyncio.Queue[Group]):
+    """Groups that are ready: the fresh, and the backlog read from the disk.
+
+    Where both lanes have some they take turns, so a long backlog does not keep new traffic waiting
+    nor the other way round.
+    """
+
+    def _init(self, maxsize: int) -> None:
+        del maxsize
+        self._lanes: tuple[deque[Group], deque[Group]] = (deque(), deque())
+        self._turn = FRESH
+
+    def _put(self, item: Group) -> None:
+        self._lanes[item.lane].append(item)
+
+    def _get(self) -> Group:
+        lane = self._turn if self._lanes[self._turn] else 1 - self._turn
+        self._turn = 1 - lane
+        return self._lanes[lane].popleft()
+
+    def qsize(self) -> int:
+        """Groups in both lanes."""
+        return sum(map(len, self._lanes))
+
+    def empty(self) -> bool:
+        """Whether there are none."""
+        return not any(self._lanes)
 
 
 class DrainRate:
@@ -95,6 +158,8 @@ class DrainRate:
 class SendQueue:
     """One exporter's queue: what is held for it, and the tasks that send."""
 
+    on_disk = False
+
     def __init__(
         self,
         name: str,
@@ -107,13 +172,15 @@ class SendQueue:
         self.used = 0
         """Bytes held or reserved."""
         self.ledger = Ledger(telemetry, name)
+        self.problem = ""
+        """What is wrong, for health."""
         self._exporter = exporter
         self._chance = chance
         self._tasks: list[asyncio.Task[None]] = []
         self._capacity_told = telemetry.queue_capacity.labels(name)
         self._take_limits(config)
         self._notices = Notices(name)
-        self._pending: list[Payload] = []
+        self._pending: list[Parcel] = []
         self._pending_charge = 0
         self._due_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -146,7 +213,7 @@ class SendQueue:
         self._loop = asyncio.get_running_loop()
         self._rate = DrainRate(self._loop.time())
         # Bounded by `used`: every group in it was charged.
-        self._ready: asyncio.Queue[Group] = asyncio.Queue()
+        self._ready = Lanes()
         self._empty = asyncio.Event()
         self._staff()
 
@@ -159,25 +226,53 @@ class SendQueue:
                 )
                 self._tasks[index : index + 1] = [task]
 
-    def offer(self, payload: Payload, charge: int) -> None:
-        """Take room and the payload, or drop and count it: an optional exporter."""
-        if self.used + charge > self.capacity:
-            reason = "too_large" if charge > self.capacity else "queue_full"
-            self.ledger.refused((payload,), spans_in((payload,)), reason)
-            return
+    @property
+    def charge_max(self) -> int:
+        """What is charged more never fits."""
+        return self.capacity
+
+    def charge_of(self, size: int) -> int:
+        """Bytes of room that a payload of `size` bytes takes."""
+        return max(size, CHARGE_BYTES_MIN)
+
+    def has_room(self, charge: int) -> bool:
+        """Whether so much can be set aside now."""
+        return self.used + charge <= self.capacity
+
+    def hold(self, charge: int) -> None:
+        """Set room aside."""
         self.used += charge
+
+    def offer(self, payload: Payload) -> None:
+        """Take room and the payload, or drop and count it: an optional exporter."""
+        charge = self.charge_of(len(payload.body))
+        if not self.has_room(charge):
+            reason = "too_large" if charge > self.charge_max else "queue_full"
+            self.ledger.refused(payload.signal, 1, spans_in((payload,)), reason)
+            return
+        self.hold(charge)
         self.put(payload, charge)
 
-    def put(self, payload: Payload, charge: int) -> None:
-        """Take a payload over. The room is already set aside."""
+    def put(
+        self,
+        payload: Payload,
+        charge: int,
+        *,
+        written: Answer | None = None,
+        ended: Answer | None = None,
+    ) -> None:
+        """Take a payload over. The room is already set aside.
+
+        `written` is told when it is as safe as this queue makes it, `ended` what became of it.
+        """
         assert charge <= self.used
+        assert written is None, "who waits for a disk asks a queue that has one"
         self.ledger.took(payload)
+        parcel = Parcel(payload, charge, ended)
         if self._closed:
-            self._drop(Group((payload,), charge), "shutdown")
-        elif payload.signal is not Signal.TRACES or charge >= self._merge_bytes_max:
-            self._ready.put_nowait(Group((payload,), charge))
+            self._drop(Group((parcel,), charge), "shutdown")
         else:
-            self._merge(payload, charge)
+            self._enter(parcel)
 
     def free(self, charge: int) -> None:
         """Give room back."""
@@ -224,11 +319,19 @@ class SendQueue:
         await self._exporter.close()
         return self._shutdown_spans
 
-    def _merge(self, payload: Payload, charge: int) -> None:
+    def _enter(self, parcel: Parcel) -> None:
+        """Send it, alone or with others."""
+        charge = parcel.charge
+        if parcel.payload.signal is not Signal.TRACES or charge >= self._merge_bytes_max:
+            self._ready.put_nowait(Group((parcel,), charge))
+        else:
+            self._merge(parcel, charge)
+
+    def _merge(self, parcel: Parcel, charge: int) -> None:
         """Let a small payload wait for company."""
         if self._pending_charge + charge > self._merge_bytes_max:
             self._cut()
-        self._pending.append(payload)
+        self._pending.append(parcel)
         self._pending_charge += charge
         if self._draining or self._pending_charge == self._merge_bytes_max:
             self._cut()
@@ -255,11 +358,23 @@ class SendQueue:
         """Send one group after the other, until cancelled or, by other limits, one too many."""
         while index < self._consumer_count:
             group = await self._ready.get()
+            self._on_taken(group)
             try:
                 await self._deliver(group)
             except asyncio.CancelledError:
-                self._drop(group, "shutdown")
+                self._break_off(group)
                 raise
+
+    def _on_taken(self, group: Group) -> None:
+        """A group is about to be sent for the first time."""
+
+    def _again(self, group: Group) -> None:
+        """A part of a group that was refused goes alone."""
+        self._ready.put_nowait(group)
+
+    def _break_off(self, group: Group) -> None:
+        """The time to deliver is over."""
+        self._drop(group, "shutdown")
 
     async def _deliver(self, group: Group) -> None:
         """Bring a group to its end: sent, dropped, or cut into its parts."""
@@ -283,22 +398,25 @@ class SendQueue:
 
     async def _attempt(self, group: Group) -> SendResult:
         """One send. Whatever an exporter raises is a refusal: the queue must outlive it."""
-        signal = group.parts[0].signal
-        items = group.spans if signal is Signal.TRACES else 1
+        items = group.spans if group.signal is Signal.TRACES else 1
         try:
-            return await self._exporter.send(group.body(), signal, items)
+            body = group.body()
+            result = await self._exporter.send(body, group.signal, items)
+            return result._replace(message=without_echo(result.message, body))
         except Exception as error:  # noqa: BLE001 - Rule of the house: outlive every bug.
             _LOG.exception("exporter %s: a mistake of ours", self.name)
             return rejected(type(error).__name__)
 
     def _sent(self, group: Group, result: SendResult) -> None:
-        self.ledger.sent(group.parts, group.spans, result.rejected, result.losses)
+        self.ledger.sent(group, result.rejected, result.losses)
         self._notices.works()
         for reason, items in result.losses:
             self._notices.lost(reason, f"{items} items, in pieces", self._loop.time())
         if result.rejected or result.message:
             text = f"{result.rejected} not kept by the next hop: {result.message}"
             self._notices.lost("partial success", text, self._loop.time())
+        left_out = max(result.rejected, 0) + sum(items for _, items in result.losses)
+        group.tell(Reply(Outcome.ACCEPTED, result.message, rejected=left_out))
         self._leave(group)
 
     def _refused(self, group: Group, result: SendResult) -> None:
@@ -307,10 +425,11 @@ class SendQueue:
             self._drop(group, result.kind.value, result.message)
             return
         for part in group.parts:
-            self._ready.put_nowait(Group((part,), charge_of(len(part.body))))
+            self._again(Group((part,), part.charge, group.lane))
 
     def _drop(self, group: Group, reason: str, message: str = "") -> None:
-        self.ledger.dropped(group.parts, group.spans, reason)
+        self.ledger.dropped(group.signal, len(group.parts), group.spans, reason)
+        group.tell(not_delivered(reason))
         if reason == "shutdown":
             self._shutdown_spans += group.spans
         else:

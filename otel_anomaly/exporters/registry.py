@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
@@ -16,9 +17,13 @@ from otel_anomaly.config import (
     QueueConfig,
     RetryConfig,
     listening,
+    queue_directory,
     signal_paths,
 )
 from otel_anomaly.exporters.debug import DebugExporter
+from otel_anomaly.exporters.disk_files import RealFiles
+from otel_anomaly.exporters.disk_queue import DiskQueue, ThreadWorker
+from otel_anomaly.exporters.disk_store import DiskStore
 from otel_anomaly.exporters.fanout import Fanout
 from otel_anomaly.exporters.file import FileExporter
 from otel_anomaly.exporters.grpc import GrpcExporter
@@ -51,6 +56,8 @@ class Line(NamedTuple):
     """Two exporters that are alike in this need not be exchanged, whatever their limits are."""
     exporter: Swapping
     queue: SendQueue
+    stored: object
+    """Where and how its queue holds what it holds."""
 
 
 class Makers:
@@ -72,8 +79,28 @@ class Makers:
         """An exporter with its queue, not started. Raises ValueError naming it."""
         section = config.exporters[name]
         exporter = Swapping(self.exporter(name, config))
-        queue = SendQueue(name, exporter, section, self.telemetry, self._rng.random)
-        return Line(section, files_of(name, config), likeness(name, config), exporter, queue)
+        queue = self._queue(name, exporter, config)
+        alike, where = likeness(name, config), stored(name, config)
+        return Line(section, files_of(name, config), alike, exporter, queue, where)
+
+    def _queue(self, name: str, exporter: Exporter, config: Config) -> SendQueue:
+        section = config.exporters[name]
+        queue = section.sending_queue
+        if queue.storage == "memory":
+            return SendQueue(name, exporter, section, self.telemetry, self._rng.random)
+        files = RealFiles(queue_directory(config, name))
+        store = DiskStore(
+            files, size=queue.disk_size, fsync=queue.fsync, key=lambda: secrets.randbits(64)
+        )
+        return DiskQueue(
+            name,
+            exporter,
+            section,
+            self.telemetry,
+            self._rng.random,
+            store=store,
+            worker=ThreadWorker(name),
+        )
 
     def exporter(self, name: str, config: Config) -> Exporter:
         """An exporter, not started. Raises ValueError naming it: a header it cannot carry."""
@@ -98,7 +125,8 @@ def build(
         A header that the exporter's protocol cannot carry. Names the exporter.
     """
     makers = Makers(telemetry, clock, rng, stream)
-    return Fanout([makers.line(name, config).queue for name in config.exporters])
+    queues = [makers.line(name, config).queue for name in config.exporters]
+    return Fanout(queues, config.ack, config.ack_timeout)
 
 
 def files_of(name: str, config: Config) -> frozenset[Path]:
@@ -107,6 +135,14 @@ def files_of(name: str, config: Config) -> frozenset[Path]:
     if not isinstance(section, FileExporterConfig):
         return frozenset()
     return frozenset(path.absolute() for path in signal_paths(config, section).values())
+
+
+def stored(name: str, config: Config) -> object:
+    """Where and how a queue holds what it holds."""
+    queue = config.exporters[name].sending_queue
+    if queue.storage == "memory":
+        return None
+    return queue_directory(config, name).absolute(), queue.fsync
 
 
 def likeness(name: str, config: Config) -> object:

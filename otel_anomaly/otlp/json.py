@@ -33,7 +33,7 @@ numbers), what is written at most some fifteen (fields that are small and have l
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -45,20 +45,28 @@ from otel_anomaly.otlp.json_checking import room_for_json
 from otel_anomaly.otlp.json_decimals import BEGUN_AT, NUMBER_SIZE
 from otel_anomaly.otlp.json_lengths import LINE_BYTES_MAX
 from otel_anomaly.otlp.json_reading import DEPTH_MAX, read_request
-from otel_anomaly.otlp.json_skipping import BROKEN, NESTING_MAX, TOO_DEEP, check_json
+from otel_anomaly.otlp.json_skipping import BROKEN, MORE_BEHIND, NESTING_MAX, TOO_DEEP, check_json
 from otel_anomaly.otlp.json_tables import (
     KIND,
     MEMBER_NAMES,
     RANGE_OF_KIND,
     RANGES,
-    REQUEST_MESSAGE,
-    REQUEST_OF,
+    REQUESTS,
     SLOTS_MAX,
     TARGET,
 )
 from otel_anomaly.otlp.wire import DEPTH_MAX as WIRE_DEPTH_MAX
 
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
 __all__ = ["DEPTH_MAX", "REQUEST_OF", "decode", "encode"]
+
+REQUEST_OF: Final[dict[Signal, type[Message]]] = dict(
+    zip((Signal.TRACES, Signal.METRICS, Signal.LOGS), REQUESTS, strict=True)
+)
+assert set(REQUEST_OF) == set(Signal), "every signal has its request"
+_MESSAGE_OF: Final = {signal: np.int64(number) for number, signal in enumerate(REQUEST_OF)}
 
 PATH_LENGTH_MAX: Final = 256
 """Of the path in an error, which goes back to a client."""
@@ -91,7 +99,7 @@ def encode(body: bytes, signal: Signal) -> bytes:
 
     Raises ValueError when `body` is not such a request.
     """
-    data, message = _bytes_of(body), REQUEST_MESSAGE[signal]
+    data, message = _bytes_of(body), _MESSAGE_OF[signal]
     room = room_for_json(data, message) if len(body) <= writing.BODY_BYTES_MAX else -1
     if room < 0:
         name = REQUEST_OF[signal].__name__
@@ -121,7 +129,7 @@ def decode(line: bytes, signal: Signal) -> bytes:
     number, desk = np.zeros(NUMBER_SIZE, np.int64), np.zeros(lengths.DESK_SIZE, np.int64)
     scratch = np.empty(len(line), np.uint8)
     end = read_request(
-        text, REQUEST_MESSAGE[signal], scratch, raw, marks, holes, frames, spots, number, desk
+        text, _MESSAGE_OF[signal], scratch, raw, marks, holes, frames, spots, number, desk
     )
     if end < 0:
         raise ValueError(_refusal(line, end, frames[: desk[lengths.DEPTH] + 1], number))
@@ -140,13 +148,15 @@ def _refusal(line: bytes, why: int, frames: np.ndarray, number: np.ndarray) -> s
     """What is wrong with a line: first whether it is JSON at all, then what does not fit."""
     if why == scalars.NOT_UTF8:
         return f"not UTF-8: byte {_first_not_utf8(line)}"
-    if why not in {BROKEN, TOO_DEEP}:
+    if why not in {BROKEN, TOO_DEEP, MORE_BEHIND}:
         checked = check_json(_bytes_of(line), number)
         if checked >= 0:
             return f"{_path(frames)[:PATH_LENGTH_MAX]}: {_what(why, frames)}"
         why = checked
     if why == TOO_DEEP:
         return f"$: nested too deep: more than {NESTING_MAX} brackets"
+    if why == MORE_BEHIND:
+        return f"not JSON: something comes behind byte {number[BEGUN_AT]}, where it ends"
     return f"not JSON: broken at byte {number[BEGUN_AT]} or soon behind it"
 
 

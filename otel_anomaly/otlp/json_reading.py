@@ -37,7 +37,7 @@ from otel_anomaly.otlp.json_scalars import (
     read_numeric,
     read_text,
 )
-from otel_anomaly.otlp.json_skipping import BROKEN, NULL, is_word, skip_value
+from otel_anomaly.otlp.json_skipping import BROKEN, MORE_BEHIND, NULL, is_word, skip_value
 from otel_anomaly.otlp.json_tables import (
     BOOL,
     KIND,
@@ -241,9 +241,8 @@ def read_request(
         if at < 0:
             return at
     desk[EXTRA_ALL] = frames[0, EXTRA]
-    if skip_space(text, at, end) != end:
-        return BROKEN
-    return put
+    number[BEGUN_AT] = at
+    return put if skip_space(text, at, end) == end else MORE_BEHIND
 
 
 @inlined

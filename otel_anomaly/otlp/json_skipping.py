@@ -24,7 +24,7 @@ from otel_anomaly.otlp.json_text import BRACE, BRACKET, COLON, COMMA, QUOTE, ski
 NESTING_MAX: Final = 1000
 
 # What a reader returns instead of a position.
-BROKEN, TOO_DEEP = np.int64(-1), np.int64(-2)
+BROKEN, TOO_DEEP, MORE_BEHIND = np.int64(-1), np.int64(-2), np.int64(-3)
 
 _MINUS: Final = 45
 _WORDS: Final = tuple(
@@ -156,10 +156,11 @@ def skip_value(text: Array, at: Int, end: Int, number: Array) -> Int:
 
 @kernel
 def check_json(text: Array, number: Array) -> Int:
-    """Whether a text is one JSON value: its size, or BROKEN or TOO_DEEP."""
+    """Whether a text is one JSON value: its size, or BROKEN, TOO_DEEP or MORE_BEHIND."""
     text, number = borrow(text), borrow(number)
     at = skip_value(text, np.int64(0), text.size, number)
     if at < 0:
         return at
+    number[BEGUN_AT] = at
     at = skip_space(text, at, text.size)
-    return at if at == text.size else BROKEN
+    return at if at == text.size else MORE_BEHIND

@@ -24,7 +24,6 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otel_anomaly.handoff import Signal
 from otel_anomaly.kernels import Array, Int, inlined, load8
 from otel_anomaly.otlp.hashing import hash_bytes, hash_text, load_rest
 from otel_anomaly.otlp.wire import BYTES, FIXED32, FIXED64, VARINT
@@ -32,12 +31,12 @@ from otel_anomaly.otlp.wire import BYTES, FIXED32, FIXED64, VARINT
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-REQUEST_OF: Final[dict[Signal, type[Message]]] = {
-    Signal.TRACES: ExportTraceServiceRequest,
-    Signal.METRICS: ExportMetricsServiceRequest,
-    Signal.LOGS: ExportLogsServiceRequest,
-}
-assert set(REQUEST_OF) == set(Signal), "every signal has its request"
+REQUESTS: Final[tuple[type[Message], ...]] = (
+    ExportTraceServiceRequest,
+    ExportMetricsServiceRequest,
+    ExportLogsServiceRequest,
+)
+"""The messages that have the first numbers."""
 
 # What a field is; of those behind DOUBLE, how a whole number lies on the wire.
 MESSAGE, TEXT, ID, BASE64, BOOL, DOUBLE = range(6)
@@ -101,8 +100,8 @@ def _fields_of(descriptor: Any) -> list[FieldDescriptor]:  # noqa: ANN401 - Stub
 
 
 def _reach() -> list[Any]:
-    """The descriptors of all messages, the requests first, in the order of `REQUEST_OF`."""
-    found = [kind.DESCRIPTOR for kind in REQUEST_OF.values()]
+    """The descriptors of all messages, the requests first."""
+    found = [kind.DESCRIPTOR for kind in REQUESTS]
     for descriptor in found:  # Grows while it is read.
         for field in _fields_of(descriptor):
             if field.message_type is not None and field.message_type not in found:
@@ -114,7 +113,6 @@ _MESSAGES: Final = _reach()
 _FIELDS: Final = [(number, field) for number, m in enumerate(_MESSAGES) for field in _fields_of(m)]
 _ENUMS: Final = list(dict.fromkeys(field.enum_type for _, field in _FIELDS if field.enum_type))
 
-REQUEST_MESSAGE: Final = {signal: np.int64(number) for number, signal in enumerate(REQUEST_OF)}
 FIELD_NUMBER_MAX: Final = max(field.number for _, field in _FIELDS)
 assert FIELD_NUMBER_MAX < 1 << 10, "the table of numbers is small, a tag takes two bytes at most"
 SLOTS_MAX: Final = max(len(_fields_of(message)) for message in _MESSAGES)

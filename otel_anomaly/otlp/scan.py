@@ -145,7 +145,7 @@ class Columns(NamedTuple):
     """Attributes under our prefix that came with the spans."""
     signal: np.int64 = TRACES
     redacted: bytes | None = None
-    """What is forwarded instead of `body`: as long, with secrets covered. None: all of it."""
+    """What is forwarded instead of `body`: as long, with secrets covered. None: not looked at."""
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Protobuf framing: varints, tags, lengths, and the schema of a trace request.
+"""Protobuf framing: varints, tags, lengths, and the schema of trace and metrics requests.
 
 The only place that knows protobuf's rules. What is accepted here is exactly what Google's own
 parser (upb) accepts for an `ExportTraceServiceRequest`; a property test holds the two together.
@@ -28,7 +28,7 @@ TAG_MAX: Final = (1 << 32) - 1
 _HIGH_BITS: Final = -0x7F7F7F7F7F7F7F80  # 0x8080808080808080 as a signed number.
 
 # Kinds of a field, from here on numbers of messages.
-UNKNOWN, NUMBER, DOUBLE, SINGLE, OPAQUE, TEXT, FIRST_MESSAGE = np.arange(7)
+UNKNOWN, NUMBER, DOUBLE, SINGLE, OPAQUE, TEXT, NUMBERS, DOUBLES, FIRST_MESSAGE = np.arange(9)
 (
     REQUEST,
     RESOURCE_SPANS,
@@ -44,7 +44,23 @@ UNKNOWN, NUMBER, DOUBLE, SINGLE, OPAQUE, TEXT, FIRST_MESSAGE = np.arange(7)
     ANY_VALUE,
     ARRAY_VALUE,
     KEY_VALUE_LIST,
-) = np.arange(FIRST_MESSAGE, FIRST_MESSAGE + 14)
+    METRICS_REQUEST,
+    RESOURCE_METRICS,
+    SCOPE_METRICS,
+    METRIC,
+    GAUGE,
+    SUM,
+    HISTOGRAM,
+    EXPONENTIAL_HISTOGRAM,
+    SUMMARY,
+    NUMBER_POINT,
+    HISTOGRAM_POINT,
+    EXPONENTIAL_POINT,
+    BUCKETS,
+    SUMMARY_POINT,
+    VALUE_AT_QUANTILE,
+    EXEMPLAR,
+) = np.arange(FIRST_MESSAGE, FIRST_MESSAGE + 30)
 # numpy numbers, here and below where a constant is handed to a kernel: numba compiles a kernel
 # anew for every Python literal it is called with.
 
@@ -90,17 +106,68 @@ _FIELDS: dict[np.int64, dict[int, int | np.int64]] = {
     },
     ARRAY_VALUE: {1: ANY_VALUE},
     KEY_VALUE_LIST: {1: KEY_VALUE},
+    METRICS_REQUEST: {1: RESOURCE_METRICS},
+    RESOURCE_METRICS: {1: RESOURCE, 2: SCOPE_METRICS, 3: TEXT},
+    SCOPE_METRICS: {1: SCOPE, 2: METRIC, 3: TEXT},
+    METRIC: {
+        1: TEXT,
+        2: TEXT,
+        3: TEXT,
+        5: GAUGE,
+        7: SUM,
+        9: HISTOGRAM,
+        10: EXPONENTIAL_HISTOGRAM,
+        11: SUMMARY,
+        12: KEY_VALUE,
+    },
+    GAUGE: {1: NUMBER_POINT},
+    SUM: {1: NUMBER_POINT, 2: NUMBER, 3: NUMBER},
+    HISTOGRAM: {1: HISTOGRAM_POINT, 2: NUMBER},
+    EXPONENTIAL_HISTOGRAM: {1: EXPONENTIAL_POINT, 2: NUMBER},
+    SUMMARY: {1: SUMMARY_POINT},
+    NUMBER_POINT: {
+        **dict.fromkeys((2, 3, 4, 6), DOUBLE),
+        5: EXEMPLAR,
+        7: KEY_VALUE,
+        8: NUMBER,
+    },
+    HISTOGRAM_POINT: {
+        **dict.fromkeys((2, 3, 4, 5, 11, 12), DOUBLE),
+        6: DOUBLES,
+        7: DOUBLES,
+        8: EXEMPLAR,
+        9: KEY_VALUE,
+        10: NUMBER,
+    },
+    EXPONENTIAL_POINT: {
+        **dict.fromkeys((2, 3, 4, 5, 7, 12, 13, 14), DOUBLE),
+        1: KEY_VALUE,
+        6: NUMBER,
+        8: BUCKETS,
+        9: BUCKETS,
+        10: NUMBER,
+        11: EXEMPLAR,
+    },
+    BUCKETS: {1: NUMBER, 2: NUMBERS},
+    SUMMARY_POINT: {
+        **dict.fromkeys((2, 3, 4, 5), DOUBLE),
+        6: VALUE_AT_QUANTILE,
+        7: KEY_VALUE,
+        8: NUMBER,
+    },
+    VALUE_AT_QUANTILE: {1: DOUBLE, 2: DOUBLE},
+    EXEMPLAR: {**dict.fromkeys((2, 3, 6), DOUBLE), 4: OPAQUE, 5: OPAQUE, 7: KEY_VALUE},
 }
 FIELD_MAX: Final = 16
 
-SCHEMA: Final = np.zeros((KEY_VALUE_LIST + 1, FIELD_MAX + 1), np.int64)
+SCHEMA: Final = np.zeros((EXEMPLAR + 1, FIELD_MAX + 1), np.int64)
 for _message, _fields in _FIELDS.items():
     for _number, _kind in _fields.items():
         SCHEMA[_message, _number] = _kind
 
 # The wire type a kind must come with; with another one the field counts as unknown.
 WIRE_OF: Final = np.array(
-    [-1, VARINT, FIXED64, FIXED32, *[BYTES] * (2 + len(_FIELDS))], dtype=np.int64
+    [-1, VARINT, FIXED64, FIXED32, *[BYTES] * (4 + len(_FIELDS))], dtype=np.int64
 )
 assert WIRE_OF.size == SCHEMA.shape[0]
 
@@ -305,7 +372,19 @@ def _check_field(data: Array, at: Int, end: Int, message: Int, depth: Int) -> tu
         return -1, end, UNKNOWN
     if kind == TEXT:
         return stop if is_utf8(data, start, stop) else -1, end, UNKNOWN
+    if kind < FIRST_MESSAGE:
+        return stop if _is_packed(data, start, stop, kind) else -1, end, UNKNOWN
     return start, stop, kind
+
+
+@kernel
+def _is_packed(data: Array, at: Int, end: Int, kind: Int) -> bool:
+    """Whether the range holds whole numbers, one behind the other, as protobuf packs them."""
+    if kind == DOUBLES:
+        return (end - at) & 7 == 0
+    while 0 <= at < end:
+        _, at = read_varint(data, at, end)
+    return at == end
 
 
 @kernel

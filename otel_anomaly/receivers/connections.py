@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SLOW_READER_S: Final = 30.0
 """A client that asks and does not take the answers keeps a handler waiting for so long."""
+TURNED_AWAY_MAX: Final = 128
+"""Connections beyond the limit that are told so at any time; more are closed without a word."""
+TURNED_AWAY_S: Final = 1.0
 AGE_SPREAD: Final = 10
 """Ages differ by up to so many percent, so that not all clients of a restart come back at once."""
 FULL: Final = (
@@ -89,9 +92,7 @@ class Connection(web.RequestHandler):
             super().connection_made(transport)
             return
         self.force_close()  # Whatever it sends is not looked at.
-        assert isinstance(transport, asyncio.Transport)
-        transport.write(FULL)
-        transport.close()
+        self._census.turn_away(cast("asyncio.Transport", transport))  # uvloop's is none.
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Gone."""
@@ -126,12 +127,10 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Not HTTP, or over a limit of the parser: aiohttp's answer would repeat what came."""
         self._census.note("malformed")
-        answer = super().handle_error(request, status, exc, message)
-        made = self._census.on_error(status)
-        if made is None:
-            return answer
-        made.force_close()
-        return made
+        super().handle_error(request, status, exc, message)  # Logs, unless the client's fault.
+        answer = self._census.on_error(status)
+        answer.force_close()
+        return answer
 
     def is_idle(self) -> bool:
         """Whether it waits for a request of which nothing has come."""
@@ -170,13 +169,14 @@ class Census:
         self,
         transport: str,
         telemetry: Telemetry,
-        on_error: Callable[[int], web.StreamResponse | None],
+        on_error: Callable[[int], web.Response],
     ) -> None:
         self.limits = Limits()
         self.on_error = on_error
-        """The body of an answer to what is not HTTP; None for aiohttp's own."""
+        """The answer to what is not HTTP; aiohttp's own would repeat it."""
         self._open: set[Connection] = set()
         self._per_client: dict[str, int] = {}
+        self._turned_away = 0
         self._gauge = telemetry.connections.labels(transport)
         self._telemetry, self._transport = telemetry, transport
 
@@ -203,6 +203,24 @@ class Census:
         self._per_client[client] = self._per_client.get(client, 0) + 1
         self._gauge.inc()
         return None
+
+    def turn_away(self, transport: asyncio.Transport) -> None:
+        """Tell it that the house is full, and let it read that before the connection ends.
+
+        Closed at once, with a request of it unread, it would see a reset instead.
+        """
+        if self._turned_away >= TURNED_AWAY_MAX or not transport.can_write_eof():
+            transport.write(FULL)
+            transport.close()
+            return
+        self._turned_away += 1
+        transport.write(FULL)
+        transport.write_eof()
+        asyncio.get_running_loop().call_later(TURNED_AWAY_S, self._let_go, transport)
+
+    def _let_go(self, transport: asyncio.Transport) -> None:
+        self._turned_away -= 1
+        transport.abort()
 
     def leave(self, connection: Connection) -> None:
         """Counted back, once."""

@@ -36,7 +36,7 @@ class Monitoring:
         self._telemetry = telemetry
         self._health = health
         self._ready = ready
-        census = Census("monitoring", telemetry, lambda _status: None)
+        census = Census("monitoring", telemetry, _not_http)
         census.limits = Limits(connections=CONNECTIONS_MAX, line_bytes=LINE_BYTES_MAX)
         self._listener = Listener(config.endpoint, self._handle, census)
         self._pages = {
@@ -84,3 +84,8 @@ class Monitoring:
         return web.Response(
             status=200 if ready else 503, text="ready\n" if ready else "not ready\n"
         )
+
+
+def _not_http(status: int) -> web.Response:
+    """The answer to what the parser refuses, without repeating it."""
+    return web.Response(status=status, text="not HTTP/1.1\n")

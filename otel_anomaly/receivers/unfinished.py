@@ -10,12 +10,12 @@ newcomer is asked to come again.
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from otel_anomaly.handoff import Outcome, Reply
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from http import HTTPStatus
 
 BODIES_HELD_MAX: Final = 4
@@ -36,16 +36,30 @@ class Refused(Exception):
         """Set where HTTP knows a finer number than the outcome's own."""
 
 
+class Deadline(Protocol):
+    """What ends the reading of a body from outside: `asyncio.Timeout`, or less."""
+
+    def expired(self) -> bool:
+        """Whether it has fired."""
+
+    def reschedule(self, when: float, /) -> None:
+        """Fire at that time of the loop; 0 is now."""
+
+
 class Body:
     """One that is under way."""
 
-    __slots__ = ("bytes", "client", "deadline", "since_s", "verdict")
+    __slots__ = ("bytes", "client", "deadline", "is_whole", "owner", "since_s", "verdict")
 
-    def __init__(self, client: str, since_s: float, deadline: asyncio.Timeout) -> None:
+    def __init__(self, client: str, since_s: float, deadline: Deadline) -> None:
         self.client = client
         self.since_s = since_s
         self.deadline = deadline
         self.bytes = 0
+        self.owner: Any = None
+        """Whose it is, for a door that counts by connection."""
+        self.is_whole = False
+        """All of it is here; it is only being inflated."""
         self.verdict: Reply | None = None
         """Why it was sent away; None for one that was only too slow."""
 
@@ -67,11 +81,15 @@ class Unfinished:
     def __len__(self) -> int:
         return len(self._bodies)
 
-    def oldest(self) -> Body | None:
-        """The one that began first."""
-        return next(iter(self._bodies), None)
+    def __contains__(self, body: Body) -> bool:
+        """Whether it is still under way: neither whole nor sent away."""
+        return body in self._bodies
 
-    def begin(self, client: str, deadline: asyncio.Timeout, now_s: float) -> Body:
+    def __iter__(self) -> Iterator[Body]:
+        """In the order in which they began."""
+        return iter(list(self._bodies))
+
+    def begin(self, client: str, deadline: Deadline, now_s: float) -> Body:
         """A body begins to arrive. Raises Refused when the service is stopping."""
         if self.stopping:
             raise Refused(STOPPING)

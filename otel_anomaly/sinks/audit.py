@@ -123,9 +123,13 @@ class AuditSink:
         note = LifeCycle(kind, self._clock.now_ns(), reason, config_hash)
         self._worker.put([note], must=True)
 
-    def service_stopped(self, *, accepted: int, sent: int, held: int, dropped: int) -> None:
+    def service_stopped(
+        self, *, accepted: int, sent: int, held: int, dropped: int, recovered: int = 0
+    ) -> None:
         """Queue `service.stop` with the ledger, in spans. `close` comes next."""
         reason = f"accepted {accepted}, sent {sent}, held {held}, dropped {dropped}"
+        if recovered:
+            reason += f", recovered {recovered}"
         self._note("service.stop", reason)
 
     def close(self, timeout_s: float) -> bool:

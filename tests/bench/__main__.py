@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.bench.codec import codec_figures
 from tests.bench.kernel import kernel_figures
 from tests.bench.report import Figure, conditions, markdown, write_json
 from tests.bench.transport import CASES, Effort, bench_transport
@@ -31,12 +32,22 @@ def transport(*, quick: bool, rounds: int) -> list[Figure]:
     return bench_transport(CASES, QUICK if quick else Effort(rounds=rounds))
 
 
-PARTS: dict[str, Callable[..., list[Figure]]] = {"kernel": kernel, "transport": transport}
+def codec(*, quick: bool, rounds: int) -> list[Figure]:
+    if quick:
+        return codec_figures(spans=20, agents=512, requests=2, rounds=1)
+    return codec_figures(rounds=rounds)
+
+
+PARTS: dict[str, Callable[..., list[Figure]]] = {
+    "kernel": kernel,
+    "codec": codec,
+    "transport": transport,
+}
 
 
 def print_notes(figures: list[Figure]) -> None:
     """What a reader must know to believe a line or not."""
-    if any(figure.peer is not None for figure in figures):
+    if any("generator" in figure.details for figure in figures):
         print(
             "- h2load repeats one body: the service runs with identity.limits.spans=1, so that it"
             " judges the repeats, and with detector limits out of reach"

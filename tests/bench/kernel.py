@@ -81,13 +81,17 @@ class Bench:
     """A processor under a stream of fresh bodies."""
 
     def __init__(
-        self, spans: int, agents: int, argument_bytes: int = traffic.BENCHMARK_ARGUMENT_BYTES
+        self,
+        spans: int,
+        agents: int,
+        argument_bytes: int = traffic.BENCHMARK_ARGUMENT_BYTES,
+        room: NullRoom | None = None,
     ) -> None:
         # Compiled code is not wanted in the process that only starts others.
         from otel_anomaly.processor import Processor  # noqa: PLC0415
 
         self.spans, self.agents = spans, agents
-        self.now_ns, self.room = traffic.START_NS, NullRoom()
+        self.now_ns, self.room = traffic.START_NS, room or NullRoom()
         limits = {"agents": max(agents, 1024), "sessions": max(agents, 1024)}
         config = Config.model_validate({"identity": {"limits": limits}})
         self.processor: Processor = Processor(config, self.room, Telemetry(), seed=1)

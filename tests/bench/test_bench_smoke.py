@@ -124,7 +124,7 @@ def test_figures_are_judged(value: float, peer: float | None, met: str, tmp_path
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("part", ["kernel", "transport"])
+@pytest.mark.parametrize("part", ["kernel", "codec", "transport"])
 def test_quick_run(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
     Scenario: each part of the benchmark with tiny sizes, the real service included.
@@ -133,7 +133,7 @@ def test_quick_run(part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = tmp_path / "results.json"
     assert main(["--quick", "--only", part, "--out", str(out)]) == 0
     figures = json.loads(out.read_bytes())["figures"]
-    assert len(figures) == {"kernel": 5, "transport": 4}[part]
+    assert len(figures) == {"kernel": 5, "codec": 3, "transport": 4}[part]
     printed = capsys.readouterr().out
     for item in figures:
         assert item["name"] in printed

@@ -193,7 +193,7 @@ class Doors:
     async def _call(self, method: str, body: bytes, coding: str) -> Answer:
         export = self._channels[coding].unary_unary(method)
         try:
-            return Answer(0, await export(body, timeout=60))
+            return Answer(0, await export(body, timeout=120, wait_for_ready=True))
         except grpc.aio.AioRpcError as error:
             details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
             return Answer(

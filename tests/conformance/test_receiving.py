@@ -109,7 +109,7 @@ def test_R3_responses_are_small(doors: Doors, way: Way) -> None:  # noqa: N802
     """
     for outcome in (Outcome.MALFORMED, Outcome.MEMORY):
         doors.answer = Reply(outcome, "\u00e4" * 10_000_000, 1.0)
-        answer = doors.send_raw(way, b"")
+        answer = doors.send(way, b"")
         assert not answer.ok
         assert answer.message.startswith("\u00e4" * 100)
         assert len(answer.body) + len(answer.message.encode()) < 8 << 10

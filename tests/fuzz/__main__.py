@@ -1,7 +1,9 @@
 """Runs a fuzz target under atheris: `python -m tests.fuzz [--compiled] [libFuzzer options]`.
 
-The target is scan and splice, on requests; with `--arguments` it is the argument readers, with
-`--config` the reader of configurations.
+Targets: scan and splice, on requests, when none is named; `--arguments`, the argument readers;
+`--config`, the reader of configurations; `--json`, the codec of OTLP/JSON; `--disk`, the files of a
+disk queue; `--doors`, what HTTP doors are sent; `--redaction`; `--snapshot`, the reader of snapshots
+and a processor that goes on with what it read.
 
 libFuzzer keeps inputs that reach new code. It cannot see into compiled kernels, so by default they
 run as plain Python (NUMBA_DISABLE_JIT=1) and are instrumented: that finds the inputs. `--compiled`
@@ -13,8 +15,8 @@ that guidance: that finds where compiling changed something. Run both.
     python -m tests.fuzz tests/data/fuzz/odd-pairs.bin      one input again
 
 Starts from tests/data/fuzz; what is new goes to build/fuzz/corpus, what breaks to build/fuzz. A
-find belongs into tests/data/fuzz, where the test suite runs it from then on. With `--arguments` or
-`--config` all of these folders are named fuzz-arguments or fuzz-config.
+find belongs into tests/data/fuzz, where the test suite runs it from then on. The folders of a named
+target have its name behind theirs: fuzz-json.
 """
 
 from __future__ import annotations
@@ -30,9 +32,15 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 BUILD = ROOT / "build"
 LENGTH_MAX = 2048
+READERS = ["snapshot_file", "snapshot", "soundness", "resizing", "episodes"]
 TARGETS = {
     "arguments": ("argument_target", ["otel_anomaly.otlp"]),
     "config": ("config_target", ["otel_anomaly.config"]),
+    "disk": ("disk_target", ["otel_anomaly.exporters"]),
+    "doors": ("door_target", ["otel_anomaly.receivers", "aiohttp"]),
+    "json": ("json_target", ["otel_anomaly.otlp"]),
+    "redaction": ("redaction_target", ["otel_anomaly.otlp"]),
+    "snapshot": ("snapshot_target", [f"otel_anomaly.{name}" for name in READERS]),
 }
 """Name -> its module, and what of ours is watched while it runs."""
 

@@ -13,7 +13,14 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests import naive, traffic, wire_reader
-from tests.fuzz import argument_target, config_target
+from tests.fuzz import (
+    argument_target,
+    config_target,
+    disk_target,
+    door_target,
+    json_target,
+    snapshot_target,
+)
 from tests.fuzz.mutate import mutated
 from tests.fuzz.target import check
 from tests.scan_rigs import try_scan
@@ -22,7 +29,11 @@ from tests.sizes import scaled
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
 CONFIGS = sorted((ROOT / "tests" / "data" / "fuzz-config").glob("*.bin"))
+DISK = sorted((ROOT / "tests" / "data" / "fuzz-disk").glob("*.bin"))
+SNAPSHOTS = sorted((ROOT / "tests" / "data" / "fuzz-snapshot").glob("*.bin"))
+DOORS = sorted((ROOT / "tests" / "data" / "fuzz-doors").glob("*.bin"))
 ARGUMENTS = sorted((ROOT / "tests" / "data" / "fuzz-arguments").glob("*.bin"))
+JSON = sorted((ROOT / "tests" / "data" / "fuzz-json").glob("*.bin"))
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
@@ -50,6 +61,61 @@ def test_config_corpus(path: Path) -> None:
     Guarantees: each is a configuration, or refused with a message of a sane length.
     """
     config_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", DISK, ids=lambda path: path.stem)
+def test_disk_corpus(path: Path) -> None:
+    """
+    Scenario: damage to the files of a disk queue that was made by hand or found by the fuzzer.
+    Guarantees: the queue opens, gives nothing that nobody sent, and goes on.
+    """
+    disk_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("seed", range(scaled(60)))
+def test_disk_without_guidance(seed: int) -> None:
+    """
+    Scenario: any bytes at any place of the files of a disk queue.
+    Guarantees: as for the corpus.
+    """
+    rng = random.Random(seed)
+    for _ in range(20):
+        disk_target.check(rng.randbytes(3 + rng.choice((0, 1, 8, 100))))
+
+
+@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.stem)
+def test_snapshot_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the snapshot reader's fuzzer, and what it found.
+    Guarantees: refused with a reason, or as good as any.
+    """
+    snapshot_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", JSON, ids=lambda path: path.stem)
+def test_json_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the JSON codec's fuzzer, and what it found.
+    Guarantees: the codec agrees with its twin about each, about it changed, and on the way back.
+    """
+    json_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", DOORS, ids=lambda path: path.stem)
+def test_doors_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the doors' fuzzer, and what it found; each also changed in many ways.
+    Guarantees: every answer has a status we know, nothing is held, logged or left open.
+    """
+    data = path.read_bytes()
+    door_target.check(data)
+    rng = random.Random(data)
+    for _ in range(scaled(20)):
+        changed = bytearray(data)
+        for _ in range(rng.randrange(1, 4)):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+        cut = rng.randrange(len(changed))
+        door_target.check(bytes(changed[:cut] + changed[rng.randrange(len(changed)) :]))
 
 
 def test_corpus_is_worth_its_place() -> None:

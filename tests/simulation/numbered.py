@@ -73,8 +73,9 @@ class Numbering:
                 told = tool_record(time_ns=now_ns, tool="shell", call_id=f"c-{rng.random()}")
                 return Request(log_request([told]), Signal.LOGS)
             case 1:
-                # Metrics are never looked at.
-                return Request(rng.randbytes(rng.randrange(1, 400)), Signal.METRICS)
+                size = rng.randrange(128, 400)  # Of a field that nobody knows.
+                head = bytes([15 << 3 | 2, size & 127 | 128, size >> 7])
+                return Request(head + rng.randbytes(size), Signal.METRICS)
             case 2:
                 return Request(b"", Signal.TRACES)
             case _:

@@ -6,6 +6,8 @@ import random
 
 import pytest
 
+from tests.simulation.loop import play
+from tests.simulation.reloads import ReloadingWorld
 from tests.simulation.seeds import seeds
 from tests.simulation.world import World
 
@@ -39,3 +41,16 @@ def test_a_seed_is_a_whole_world(seed: int) -> None:
     Guarantees: the same events in the same order, so that a failure can be looked at again.
     """
     assert play_world(seed) == play_world(seed)
+
+
+@pytest.mark.parametrize("seed", seeds(regression=(115,), sweep=30))
+def test_nothing_is_lost_when_the_configuration_changes(seed: int) -> None:
+    """
+    Scenario: the same world, and at any moment, also while it stops, the configuration is read
+    again, several times at once: other limits, other addresses, an exporter that comes and goes,
+    agents' memory of other sizes, nonsense, exporters that cannot start.
+    Guarantees: what holds without holds here too, for each exporter from when it came; what the
+    judge has learned stays, each call is judged once; every exporter that was opened is closed.
+    """
+    rng = random.Random(seed)
+    play(ReloadingWorld(rng).play(), rng)

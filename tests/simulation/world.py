@@ -119,6 +119,7 @@ def config_for(rng: random.Random, storage: dict[str, Any]) -> Config:
             "alerts": {"console": False},
             "storage": {"snapshots": {"enabled": False}},  # Files of this machine.
             "service": {"drain_timeout": rng.choice(("0s", "5s", "1h"))},
+            "storage": {"snapshots": {"enabled": False}},  # Each world begins with nothing.
         }
     )
 

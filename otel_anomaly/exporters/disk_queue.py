@@ -1,0 +1,504 @@
+"""A queue on disk: what is accepted outlives the process.
+
+    put -> unwritten -> DiskStore.append -> answer -+-> fresh lane (kept in memory) -+-> consumers
+                                                    +-> on disk alone -> backlog lane -+     |
+                        DiskStore.mark <----------------------------------- sent, dropped <-+
+
+Rule 1: only a worker touches the disk, one round after the other, each with all that has gathered
+since the last (group commit). Whether that is a thread is the worker's business.
+
+Rule 2: memory is bounded by `queue_size`, whatever lies on disk. A quarter of it is for requests
+that wait to be written, half for fresh ones that are kept to be sent, and the rest for what is
+read ahead from the disk. What finds no place among the fresh is read when it is its turn.
+
+Rule 3: a record leaves the disk when it was sent or given up. The drain deadline gives up nothing.
+
+Rule 4: after a write that failed the clients of that round are asked to send again, and the door
+is shut for a second, before anything is learned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from otel_anomaly.config import MIB, SECOND_NS
+from otel_anomaly.exporters.answer import not_delivered
+from otel_anomaly.exporters.disk_format import DONE, TRIED
+from otel_anomaly.exporters.disk_segment import charge_of, spans_of
+from otel_anomaly.exporters.queue import (
+    BACKLOG,
+    FRESH,
+    RETRY_AFTER_S_MAX,
+    Group,
+    Parcel,
+    SendQueue,
+)
+from otel_anomaly.handoff import Outcome, Reply, Signal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from otel_anomaly.config import ExporterConfig
+    from otel_anomaly.exporters.answer import Answer
+    from otel_anomaly.exporters.contract import Exporter
+    from otel_anomaly.exporters.disk_format import Record
+    from otel_anomaly.exporters.disk_store import DiskStore, Loaded, Place
+    from otel_anomaly.handoff import Payload
+    from otel_anomaly.telemetry import Telemetry
+
+_LOG = logging.getLogger(__name__)
+
+LOAD_BYTES_MAX: Final = 4 * MIB
+"""Read from the disk at once, and as much again is under way to the consumers."""
+SHUT_S: Final = 1.0
+"""After a failure of the disk it is left alone for so long."""
+SPILLED_ANSWERS_MAX: Final = 20_000
+"""Clients that wait for records on disk alone; those who gave up are then forgotten."""
+
+
+class Worker(Protocol):
+    """Runs what blocks, one call after the other."""
+
+    async def run(self, action: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+        """What `action` returns or raises."""
+
+    def close(self) -> None:
+        """No more calls."""
+
+
+class ThreadWorker:
+    """A thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"queue {name}")
+
+    async def run(self, action: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
+        """What `action` returns or raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, action, *arguments)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown(wait=False)
+
+
+class _Written(NamedTuple):
+    """A parcel on its way to the disk."""
+
+    parcel: Parcel
+    kept: bool
+    answer: Answer | None
+    """Told when it is written."""
+
+
+class _Round(NamedTuple):
+    """What a round at the disk brought."""
+
+    places: list[Place]
+    loaded: Loaded | None
+    error: str
+
+
+class DiskQueue(SendQueue):
+    """One exporter's queue, on disk."""
+
+    on_disk = True
+
+    def __init__(
+        self,
+        name: str,
+        exporter: Exporter,
+        config: ExporterConfig,
+        telemetry: Telemetry,
+        chance: Callable[[], float],
+        *,
+        store: DiskStore,
+        worker: Worker,
+    ) -> None:
+        super().__init__(name, exporter, config, telemetry, chance)
+        self._bad_segments = telemetry.bad_segments.labels(name)
+        self._store, self._worker = store, worker
+        self._reserved = 0
+        self._unwritten: deque[_Written] = deque()
+        self._unwritten_charge = 0
+        self._wanted = 0
+        """What was refused last for want of room on a full disk."""
+        self._room_due = False
+        self._room_timer: asyncio.TimerHandle | None = None
+        self._marks: list[tuple[int, Place, int]] = []
+        self._fresh_charge = self._backlog_charge = 0
+        self._spilled: dict[int, Answer] = {}
+        self._open = 0
+        """Requests that have not come to an end."""
+        self._shut_until_s = 0.0
+        self._sync_timer: asyncio.TimerHandle | None = None
+        self._sync_due = False
+        self._load_failed = False
+        self._bad_told = 0
+        self._wake = asyncio.Event()
+        self._disk_task: asyncio.Task[None] | None = None
+
+    def _take_limits(self, config: ExporterConfig) -> None:
+        super()._take_limits(config)
+        queue = config.sending_queue
+        self.capacity = queue.disk_size
+        self._capacity_told.set(self.capacity)
+        self._memory_max = queue.queue_size
+        self._load_bytes = min(LOAD_BYTES_MAX, self._memory_max // 8)
+        self._sync_s = None if queue.fsync == "never" else queue.fsync_interval / SECOND_NS
+
+    # The door.
+
+    @property
+    def charge_max(self) -> int:
+        """A quarter of the disk may hold requests that are done, in segments that are not."""
+        return min(self.capacity * 3 // 4, self._memory_max)
+
+    def charge_of(self, size: int) -> int:
+        """Bytes of the disk that a payload of `size` bytes takes."""
+        return charge_of(size)
+
+    def has_room(self, charge: int) -> bool:
+        """Whether so much can be set aside now, in memory until it is written and on disk."""
+        waiting = self._reserved + self._unwritten_charge
+        if self.used + charge > self.capacity or self._loop.time() < self._shut_until_s:
+            return False
+        if waiting and waiting + charge > self._memory_max // 4:
+            return False
+        if self._store.is_full and waiting + charge > self._store.headroom:
+            self._wanted = charge
+            self._ask_for_room()
+            return False
+        return True
+
+    def hold(self, charge: int) -> None:
+        """Set room aside."""
+        self.used += charge
+        self._reserved += charge
+
+    def free(self, charge: int) -> None:
+        """Give back what was set aside and is not needed."""
+        assert charge <= self._reserved
+        self.used -= charge
+        self._reserved -= charge
+        self._check_empty()
+
+    def put(
+        self,
+        payload: Payload,
+        charge: int,
+        *,
+        written: Answer | None = None,
+        ended: Answer | None = None,
+    ) -> None:
+        """Take a payload over, for which room was set aside."""
+        assert charge <= self._reserved
+        self._reserved -= charge
+        self.ledger.took(payload)
+        self._open += 1
+        self._unwritten_charge += charge
+        parcel = Parcel(payload, charge, ended)
+        if self._closed:
+            self._lose(_Written(parcel, kept=False, answer=written), "shutdown")
+            return
+        kept = self._fresh_charge + charge <= self._memory_max // 2
+        if kept:
+            self._fresh_charge += charge
+        self._unwritten.append(_Written(parcel, kept, written))
+        self._wake.set()
+
+    def retry_after_s(self) -> float:
+        """Seconds until there should be room again."""
+        if self._store.is_full and self._wanted:
+            return RETRY_AFTER_S_MAX
+        return super().retry_after_s()
+
+    # Life.
+
+    async def start(self) -> None:
+        """Take over what lies on disk, then start sending."""
+        try:
+            recovered = await self._worker.run(self._store.open)
+        except (OSError, ValueError) as error:
+            self._worker.close()
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"exporters.{self.name}.sending_queue: {error}") from error
+        try:
+            await super().start()
+        except BaseException:
+            await self._worker.run(self._store.close)
+            self._worker.close()
+            raise
+        self.used += self._store.charge
+        self._open = recovered.requests
+        self.ledger.recovered(recovered.spans, recovered.doubtful_spans)
+        self._count_bad()
+        if recovered.requests:
+            text = "exporter %s: %d requests with %d spans on disk from an earlier run"
+            _LOG.info(text, self.name, recovered.requests, recovered.spans)
+        self._disk_task = asyncio.create_task(self._serve_disk(), name=f"queue {self.name}")
+        self._wake.set()
+
+    async def stop(self, timeout_s: float) -> int:
+        """Deliver what is held, for at most `timeout_s`; the rest stays on disk."""
+        self._draining = True
+        self._cut()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._open or self._reserved:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._wake.set()
+        if self._disk_task is not None:
+            await self._disk_task
+        for timer in (self._sync_timer, self._room_timer):
+            if timer is not None:
+                timer.cancel()
+        await self._worker.run(self._close_store)
+        self._worker.close()
+        await self._exporter.close()
+        self.ledger.stays()
+        if self._open:
+            text = "exporter %s: %d requests with %d spans stay on disk"
+            _LOG.warning(text, self.name, self._open, self.ledger.held_spans)
+        return self._shutdown_spans
+
+    def _close_store(self) -> None:
+        try:
+            self._store.close()
+        except OSError as error:
+            _LOG.warning("exporter %s: the disk queue: %s", self.name, error)
+
+    def _check_empty(self) -> None:
+        if self._draining and not self._open and not self._reserved:
+            self._empty.set()
+
+    # The disk.
+
+    async def _serve_disk(self) -> None:
+        """Rounds at the disk for as long as there is something to do there."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._unwritten or self._marks or self._room_due:
+                await self._write()
+            elif self._closed:
+                return
+            if self._sync_due:
+                await self._sync()
+            if self._wants_load():
+                await self._load()
+            if self._unwritten or self._marks or self._closed or self._wants_load():
+                self._wake.set()
+
+    async def _write(self) -> None:
+        """Write all that waits, and the marks."""
+        self._room_due = False
+        batch, self._unwritten = list(self._unwritten), deque()
+        marks, self._marks = self._marks, []
+        need = self._reserved + self._unwritten_charge + self._wanted
+        done = await self._at_disk(self._write_round, batch, marks, need)
+        for one, place in zip(batch, done.places, strict=False):
+            self._is_written(one, place)
+        for one in batch[len(done.places) :]:
+            self._lose(one, "write_failed")
+        self._after(done.error)
+
+    def _write_round(
+        self, batch: list[_Written], marks: list[tuple[int, Place, int]], need: int
+    ) -> _Round:
+        error = ""
+        places: list[Place] = []
+        try:
+            self._store.prepare(need)
+        except OSError as failure:
+            error = failure.strerror or str(failure)
+        requests = [(one.parcel.payload, one.kept) for one in batch]
+        while len(places) < len(requests):
+            try:
+                places += self._store.append(requests[len(places) :])
+            except OSError as failure:
+                error = failure.strerror or str(failure)
+                break
+        self._store.mark(marks)
+        return _Round(places, None, error)
+
+    async def _load(self) -> None:
+        """Read some of what lies on disk alone."""
+        loaded = (await self._at_disk(self._load_round)).loaded
+        if loaded is None or (not loaded.records and self._store.unread > 0):
+            self._load_failed = True
+            self._loop.call_later(SHUT_S, self._load_again)
+        if loaded is None:
+            return
+        if loaded.lost_requests:
+            self._open -= loaded.lost_requests
+            self.ledger.dropped(Signal.TRACES, loaded.lost_requests, loaded.lost_spans, "damaged")
+            self._notices.lost("damaged", "a segment of the disk queue", self._loop.time())
+        self.ledger.recovered(loaded.found_spans)
+        for group in self._grouped(loaded.records):
+            self._again(group)
+        self._after(None)
+
+    def _load_round(self) -> _Round:
+        return _Round([], self._store.load(self._load_bytes), "")
+
+    def _load_again(self) -> None:
+        self._load_failed = False
+        self._wake.set()
+
+    async def _sync(self) -> None:
+        self._sync_due = False
+        done = await self._at_disk(self._sync_round)
+        if done.error:
+            self._after(done.error)
+
+    def _sync_round(self) -> _Round:
+        try:
+            self._store.sync()
+        except OSError as failure:
+            return _Round([], None, failure.strerror or str(failure))
+        return _Round([], None, "")
+
+    async def _at_disk(self, action: Callable[..., _Round], *arguments: object) -> _Round:
+        """A round. Whatever it raises is a failure of the disk: the queue must outlive it."""
+        try:
+            done: _Round = await self._worker.run(action, *arguments)
+        except Exception as error:  # noqa: BLE001 - rule of the house: outlive every bug.
+            _LOG.exception("exporter %s: a mistake of ours", self.name)
+            return _Round([], None, type(error).__name__)
+        return done
+
+    def _after(self, error: str | None) -> None:
+        """Draw the sums after a round. `error`: "" when all was written, None when nothing was."""
+        self.used = self._store.charge + self._reserved + self._unwritten_charge
+        self._count_bad()
+        if error:
+            self._shut_until_s = self._loop.time() + SHUT_S
+            self._notices.lost("write_failed", error, self._loop.time())
+            self.problem = f"the disk queue cannot be written: {error}"
+        elif self._store.is_full:
+            self.problem = "the disk of the queue is full"
+        elif error is not None:
+            self.problem, self._wanted = "", 0
+        if self._store.is_full and self._room_timer is None and not self._closed:
+            self._room_timer = self._loop.call_later(SHUT_S, self._on_room_timer)
+        if self._sync_s is not None and self._sync_timer is None and not self._closed:
+            self._sync_timer = self._loop.call_later(self._sync_s, self._on_sync_timer)
+        self._check_empty()
+
+    def _on_room_timer(self) -> None:
+        self._room_timer = None
+        self._ask_for_room()
+
+    def _ask_for_room(self) -> None:
+        """Look whether the disk is still full."""
+        self._room_due = True
+        self._wake.set()
+
+    def _on_sync_timer(self) -> None:
+        self._sync_timer = None
+        self._sync_due = True
+        self._wake.set()
+
+    def _count_bad(self) -> None:
+        self._bad_segments.inc(self._store.bad_segments - self._bad_told)
+        self._bad_told = self._store.bad_segments
+
+    # What comes back from there.
+
+    def _is_written(self, one: _Written, place: Place) -> None:
+        parcel = one.parcel
+        self._unwritten_charge -= parcel.charge
+        parcel.place = place
+        if one.answer is not None:
+            one.answer.tell(Reply(Outcome.ACCEPTED))
+        if one.kept:
+            self._enter(parcel)
+        elif parcel.answer is not None:
+            self._remember(place.number, parcel.answer)
+
+    def _remember(self, number: int, answer: Answer) -> None:
+        """Somebody waits for a record that is read again some day."""
+        if len(self._spilled) >= SPILLED_ANSWERS_MAX:
+            self._spilled = {key: each for key, each in self._spilled.items() if each.is_open}
+        self._spilled[number] = answer
+
+    def _lose(self, one: _Written, reason: str) -> None:
+        """It could not be written: the client is told to send again."""
+        parcel = one.parcel
+        self._unwritten_charge -= parcel.charge
+        if one.kept:
+            self._fresh_charge -= parcel.charge
+        if reason == "shutdown":
+            self.used -= parcel.charge
+        self._open -= 1
+        spans = spans_of(parcel.payload)
+        self.ledger.dropped(parcel.payload.signal, 1, spans, reason)
+        if reason == "shutdown":
+            self._shutdown_spans += spans
+        for answer in (one.answer, parcel.answer):
+            if answer is not None:
+                answer.tell(not_delivered(reason))
+        self._check_empty()
+
+    def _grouped(self, records: list[tuple[Place, Record]]) -> Iterator[Group]:
+        """Requests as large as merging makes them, in order."""
+        parts: list[Parcel] = []
+        size = 0
+        for place, record in records:
+            answer = self._spilled.pop(place.number, None)
+            parcel = Parcel(record.payload, charge_of(len(record.body)), answer, place)
+            alone = record.signal is not Signal.TRACES
+            if parts and (alone or size + parcel.charge > self._merge_bytes_max):
+                yield Group(parts, size, BACKLOG)
+                parts, size = [], 0
+            if alone:
+                yield Group((parcel,), parcel.charge, BACKLOG)
+            else:
+                parts.append(parcel)
+                size += parcel.charge
+        if parts:
+            yield Group(parts, size, BACKLOG)
+
+    def _wants_load(self) -> bool:
+        few = self._backlog_charge < self._load_bytes
+        return self._store.unread > 0 and few and not (self._closed or self._load_failed)
+
+    # The consumers.
+
+    def _on_taken(self, group: Group) -> None:
+        if group.lane == BACKLOG:
+            self._backlog_charge -= group.charge
+        self._note(TRIED, group)
+
+    def _again(self, group: Group) -> None:
+        if group.lane == BACKLOG:
+            self._backlog_charge += group.charge
+        super()._again(group)
+
+    def _break_off(self, group: Group) -> None:
+        """It stays on disk."""
+
+    def _leave(self, group: Group) -> None:
+        self._rate.add(group.charge, self._loop.time())
+        self._open -= len(group.parts)
+        if group.lane == FRESH:
+            self._fresh_charge -= group.charge
+        self._note(DONE, group)
+        self._check_empty()
+
+    def _note(self, kind: int, group: Group) -> None:
+        """A mark for each record, with the next round."""
+        for part in group.parts:
+            assert part.place is not None, "what is sent was written"
+            self._marks.append((kind, part.place, spans_of(part.payload)))
+        self._wake.set()

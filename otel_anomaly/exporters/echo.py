@@ -1,0 +1,56 @@
+"""A next hop's words without our data: it may quote what it refuses.
+
+    "invalid value 'alice: 4711' in attribute note"  ->  "invalid value '*: *' in attribute *"
+
+A word that stands in the request that was sent is a star, unless it belongs to the language of such
+messages, which tells nothing of anybody. Numbers below a thousand are left: they are codes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_WORD: Final = re.compile(r"\w+")
+_SHORT: Final = 2
+_DIGITS_LEFT: Final = 3
+SEARCHED_MAX: Final = 1 << 20
+"""Bytes of a request that are searched for each word. In a larger one any word may stand."""
+
+_LANGUAGE: Final = """
+about accept accepted aborted after again allowed already and answer any argument attempt
+attribute attributes authenticated authentication authorization auth bad backend be because
+been before body broken bytes can cancelled cannot certificate client close closed code codec
+compressed connect connection could data deadline decode deadline_exceeded denied did does
+dropped duplicate empty endpoint error event events exceeded exceeds exhausted expected expired
+export exporter failed failure field fields for forbidden found from full gateway given gzip
+has have header headers host http https id in ingest internal into invalid invalid_argument is
+item items its json key keys kept kind large later left length less limit link links list log
+logs malformed match may maximum message metric metrics missing more must name no not number of
+on only or otlp over overloaded parent part permission permission_denied pipeline please
+protobuf quota range rate read receive received record records refused rejected request
+required reset resource resource_exhausted response retry same schema scope send sent server
+service session short size small some span spans status stopped stopping storage stream string
+tenant text that the then time timed timeout timestamp to token tokens too trace traces
+try unauthenticated unauthorized unavailable unexpected unimplemented unknown unsupported up
+upstream utf url valid value values version was when while will with within without write
+wrong your
+"""
+_PLAIN: Final = frozenset(_LANGUAGE.split())
+
+
+def without_echo(message: str, body: bytes) -> str:
+    """`message` with a star for each word that stands in `body`."""
+    searched = body if len(body) <= SEARCHED_MAX else None
+
+    def kept(match: re.Match[str]) -> str:
+        word = match[0]
+        if len(word) <= _SHORT or word.lower() in _PLAIN:
+            return word
+        if word.isdecimal() and len(word) <= _DIGITS_LEFT:
+            return word
+        if searched is None or word.encode(errors="replace") in searched:
+            return "*"
+        return word
+
+    return _WORD.sub(kept, message)

@@ -1,0 +1,313 @@
+"""Messages at the gRPC door: bounded in sum and in time, inflated by us, whatever clients do."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import sys
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from otel_anomaly.config import GrpcReceiverConfig
+from otel_anomaly.handoff import Outcome
+from otel_anomaly.receivers import grpc_bodies
+from otel_anomaly.receivers.grpc_bodies import GrpcBodies, Peer, address_of
+from otel_anomaly.receivers.unfinished import BODIES_HELD_MAX
+from tests.door_rigs import GrpcRig, grpc_door, gzip_bomb, until
+from tests.raw_http2 import GOAWAY, RawClient, message_head
+
+MIB = 1 << 20
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells bytes received")
+
+
+async def many(rig: GrpcRig, stack: AsyncExitStack, count: int, size: int) -> list[RawClient]:
+    """Clients that each send `size` bytes of a message of a MiB, then nothing."""
+    clients = [await stack.enter_async_context(RawClient(rig.door.port)) for _ in range(count)]
+    for client in clients:
+        client.open()
+    await asyncio.gather(*(client.send(message_head(MIB) + bytes(size)) for client in clients))
+    return clients
+
+
+@linux
+def test_unfinished_messages_share_a_bound() -> None:
+    """
+    Scenario: twelve clients send most of a message of the limit and stop; then an honest one sends
+    a message of the limit.
+    Guarantees: so many are given up that the rest fits under the bound; they are told to come
+    again; the honest one is served; when all have gone, nothing is held.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            bodies = rig.door._bodies.bodies
+            clients = await many(rig, stack, 12, MIB * 9 // 10)
+            await until(lambda: 0 < bodies.held <= bodies.bytes_max and len(bodies) <= 4)
+            assert len(bodies) == BODIES_HELD_MAX
+            await until(lambda: sum(bool(client.ended) for client in clients) == 8)
+            await until(lambda: rig.counted(Outcome.MEMORY) == 8)
+            assert await rig.export(bytes(MIB)) == b""
+            await stack.aclose()
+            await until(lambda: len(bodies) == 0)
+            assert bodies.held == 0
+
+    asyncio.run(scenario())
+
+
+@linux
+def test_slow_writers_do_not_count_for_more_than_they_hold() -> None:
+    """
+    Scenario: 60 clients that have sent a few bytes of a large message and wait; honest ones.
+    Guarantees: nobody is given up for room; the honest ones are served.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            clients = await many(rig, stack, 60, 100)
+            bodies = rig.door._bodies.bodies
+            await until(lambda: bodies.held > 0)
+            for _ in range(20):
+                assert await rig.export(bytes(10_000)) == b""
+                await asyncio.sleep(0.01)
+            assert len(bodies) == 60
+            assert bodies.held < 60 * 2000
+            assert not any(client.ended for client in clients)
+
+    asyncio.run(scenario())
+
+
+def test_messages_run_out_of_time() -> None:
+    """
+    Scenario: a message that stops half-way, with little time to arrive.
+    Guarantees: given up for good, counted, nothing consumed; the next is served.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door(read_timeout="100ms") as rig, AsyncExitStack() as stack:
+            (client,) = await many(rig, stack, 1, 1000)
+            await until(lambda: bool(client.ended))
+            assert rig.counted(Outcome.MALFORMED) == 1
+            assert rig.consumer.batches == []
+            assert await rig.export(b"x") == b""
+
+    asyncio.run(scenario())
+
+
+def test_where_nobody_knows_a_slow_message_counts_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: the kernel does not say how much came; six messages take their time.
+    Guarantees: each counts as a whole limit: four stay.
+    """
+    monkeypatch.setattr(grpc_bodies, "UNKNOWN_S", 0.1)
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            rig.door._bodies._received = lambda _host, _port: None
+            await many(rig, stack, 6, 100)
+            bodies = rig.door._bodies.bodies
+            await until(lambda: bodies.held == bodies.bytes_max)
+            assert len(bodies) == BODIES_HELD_MAX
+            await until(lambda: rig.counted(Outcome.MEMORY) == 2)
+
+    asyncio.run(scenario())
+
+
+def test_gzip_is_inflated_under_the_limit() -> None:
+    """
+    Scenario: gzip messages of the limit, beyond it, broken, and a bomb; many at once.
+    Guarantees: the body, RESOURCE_EXHAUSTED, INVALID_ARGUMENT; of many at once some may be asked
+    to come again; nothing is held afterwards.
+    """
+
+    async def send(rig: GrpcRig, wire: bytes) -> grpc.StatusCode:
+        code = await rig.channel.unary_unary(f"/{grpc_door_service()}/Export")(wire).code()
+        assert isinstance(code, grpc.StatusCode)
+        return code
+
+    async def scenario() -> None:
+        async with grpc_door() as rig:
+            body = bytes(range(256)) * 40
+            assert await send(rig, gzip.compress(body)) is grpc.StatusCode.OK
+            assert rig.consumer.batches[0].body == body
+            over, bomb = gzip.compress(bytes(MIB + 1)), gzip_bomb(512)
+            codes = await asyncio.gather(*(send(rig, wire) for wire in (over, bomb) * 8))
+            final, later = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
+            assert final in codes
+            assert set(codes) <= {final, later}
+            assert await send(rig, bomb) is final
+            broken = gzip.compress(body)[:-9]
+            assert await send(rig, broken) is grpc.StatusCode.INVALID_ARGUMENT
+            assert await send(rig, b"\x1f\x8b") is grpc.StatusCode.INVALID_ARGUMENT
+            assert rig.counted(Outcome.TOO_LARGE) + rig.counted(Outcome.MEMORY) == 17
+            assert rig.door._bodies.bodies.held == 0
+
+    asyncio.run(scenario())
+
+
+def grpc_door_service() -> str:
+    return "opentelemetry.proto.collector.trace.v1.TraceService"
+
+
+def test_deflate_is_not_spoken() -> None:
+    """
+    Scenario: a client that compresses with deflate, which OTLP does not ask for.
+    Guarantees: UNIMPLEMENTED, which says so, and never an inflation that nobody bounds.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig:
+            error = await rig.refusal(bytes(10_000), compression=grpc.Compression.Deflate)
+            assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    asyncio.run(scenario())
+
+
+def test_frames_of_one_byte() -> None:
+    """
+    Scenario: a message of 20 000 bytes in frames of one byte.
+    Guarantees: it arrives whole, or the connection is ended by grpcio's own guard; either way
+    nothing is held and others are served.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, RawClient(rig.door.port) as client:
+            client.open()
+            await client.send(message_head(20_000) + bytes(range(256)) * 78 + bytes(32), 1)
+            await until(lambda: bool(rig.consumer.batches) or bool(client.ended))
+            if rig.consumer.batches:
+                assert len(rig.consumer.batches[0].body) == 20_000
+            assert await rig.export(b"x") == b""
+            await until(lambda: rig.door._bodies.bodies.held == 0)
+
+    asyncio.run(scenario())
+
+
+def test_too_much_metadata() -> None:
+    """
+    Scenario: a request with more metadata than is allowed.
+    Guarantees: refused by grpcio before it reaches us; the next is served.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door(max_header_size="4KiB") as rig:
+            error = await rig.refusal(b"x", metadata=(("x", "y" * 5000),))
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert await rig.export(b"x", metadata=(("x", "y" * 500),)) == b""
+
+    asyncio.run(scenario())
+
+
+def test_old_connections_are_told_to_go() -> None:
+    """
+    Scenario: a connection that lives longer than the age allowed, idle.
+    Guarantees: GOAWAY.
+    """
+    keys: dict[str, Any] = {"keepalive": {"server_parameters": {"max_connection_age": "300ms"}}}
+
+    async def scenario() -> None:
+        async with grpc_door(**keys) as rig, RawClient(rig.door.port) as client:
+            await until(lambda: GOAWAY in client.ended)
+
+    asyncio.run(scenario())
+
+
+def test_connections_beyond_the_limit() -> None:
+    """
+    Scenario: room for one connection; a second one comes.
+    Guarantees: it is closed without an answer; the first goes on.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door(max_connections=1) as rig:
+            assert await rig.export(b"x") == b""
+            async with RawClient(rig.door.port) as second:
+                await until(lambda: second.is_closed)
+            assert await rig.export(b"x") == b""
+
+    asyncio.run(scenario())
+
+
+def test_limits_change_while_it_runs() -> None:
+    """
+    Scenario: the limit of a message goes up and down again, with a request being judged meanwhile;
+    then another endpoint is asked for.
+    Guarantees: each limit holds on the same port; the request is answered; one sent in the moment
+    of the exchange may be told CANCELLED, which OTLP clients send again; the last raises and
+    changes nothing.
+    """
+
+    async def code_of(rig: GrpcRig, size: int) -> grpc.StatusCode:
+        while True:
+            call = rig.channel.unary_unary(f"/{grpc_door_service()}/Export")(bytes(size))
+            code = await call.code()
+            assert isinstance(code, grpc.StatusCode)
+            if code not in {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}:
+                return code
+
+    async def change(rig: GrpcRig, **update: Any) -> None:
+        config: GrpcReceiverConfig = rig.door._config
+        await rig.door.reconfigure(config.model_copy(update=update))
+
+    async def scenario() -> None:
+        async with grpc_door() as rig:
+            rig.consumer.gate = asyncio.Event()
+            judged = asyncio.create_task(rig.export(b"judged"))
+            await rig.consumer.entered.wait()
+            rig.consumer.gate, gate = None, rig.consumer.gate
+            await change(rig, max_recv_msg_size_mib=2)
+            assert await code_of(rig, MIB + 1) is grpc.StatusCode.OK
+            await change(rig, max_recv_msg_size_mib=1)
+            assert await code_of(rig, MIB + 1) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            gate.set()
+            assert await judged == b""
+            with pytest.raises(ValueError, match="needs a restart"):
+                await change(rig, endpoint="127.0.0.1:1")
+            assert await code_of(rig, 1) is grpc.StatusCode.OK
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.0.0.1:4317", ("10.0.0.1", 4317)),
+        ("ipv6:%5B::1%5D:4317", ("::1", 4317)),
+        ("ipv6:[fe80::1%25eth0]:1", ("fe80::1", 1)),
+        ("unix:", None),
+        ("unix:/run/a.sock", None),
+    ],
+)
+def test_names_of_peers(peer: str, address: tuple[str, int] | None) -> None:
+    """
+    Scenario: peers as grpcio names them.
+    Guarantees: host and port; None for what has none.
+    """
+    assert address_of(peer) == address
+
+
+def test_what_is_under_way_on_a_connection() -> None:
+    """
+    Scenario: what the kernel says against what came whole; then a smaller number than before.
+    Guarantees: the difference, framing left out; a port that belongs to somebody new starts anew.
+    """
+    peer = Peer("ipv4:10.0.0.1:1")
+    peer.done = 1000
+    assert peer.under_way(1000) == 0
+    assert 0.95 * MIB < peer.under_way(MIB + 1000) <= MIB
+    assert peer.under_way(500) == int(500 / grpc_bodies.FRAMING)
+
+
+def test_connections_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: more connections than are remembered.
+    Guarantees: the table keeps its size.
+    """
+    monkeypatch.setattr(grpc_bodies, "CONNECTIONS_REMEMBERED", 10)
+    bodies = GrpcBodies(MIB, 60)
+    for port in range(1, 50):
+        bodies.peer(f"ipv4:10.0.0.1:{port}")
+    assert len(bodies._peers) == 10
