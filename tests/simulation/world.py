@@ -117,9 +117,8 @@ def config_for(rng: random.Random, storage: dict[str, Any]) -> Config:
             "identity": {"hold": rng.choice(("0s", "0s", "400ms", "5s")), "limits": ROOMY},
             "audit": {"enabled": False},  # The sinks have threads of their own, and own tests.
             "alerts": {"console": False},
-            "storage": {"snapshots": {"enabled": False}},  # Files of this machine.
-            "service": {"drain_timeout": rng.choice(("0s", "5s", "1h"))},
             "storage": {"snapshots": {"enabled": False}},  # Each world begins with nothing.
+            "service": {"drain_timeout": rng.choice(("0s", "5s", "1h"))},
         }
     )
 
