@@ -1,9 +1,9 @@
 """Runs a fuzz target under atheris: `python -m tests.fuzz [--compiled] [libFuzzer options]`.
 
 Targets: scan and splice, on requests, when none is named; `--arguments`, the argument readers;
-`--disk`, the files of a disk queue; `--doors`, what HTTP doors are sent; `--json`, the codec of
-OTLP/JSON; `--redaction`; `--snapshot`, the reader of snapshots and a processor that goes on with
-what it read.
+`--config`, the reader of configurations; `--json`, the codec of OTLP/JSON; `--disk`, the files of
+a disk queue; `--doors`, what HTTP doors are sent; `--redaction`; `--snapshot`, the reader of
+snapshots and a processor that goes on with what it read.
 
 libFuzzer keeps inputs that reach new code. It cannot see into compiled kernels, so by default they
 run as plain Python (NUMBA_DISABLE_JIT=1) and are instrumented: that finds the inputs. `--compiled`
@@ -35,6 +35,7 @@ LENGTH_MAX = 2048
 READERS = ["snapshot_file", "snapshot", "soundness", "resizing", "episodes"]
 TARGETS = {
     "arguments": ("argument_target", ["otel_anomaly.otlp"]),
+    "config": ("config_target", ["otel_anomaly.config"]),
     "disk": ("disk_target", ["otel_anomaly.exporters"]),
     "doors": ("door_target", ["otel_anomaly.receivers", "aiohttp"]),
     "json": ("json_target", ["otel_anomaly.otlp"]),

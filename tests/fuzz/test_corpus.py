@@ -15,6 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from tests import naive, traffic, wire_reader
 from tests.fuzz import (
     argument_target,
+    config_target,
     disk_target,
     door_target,
     json_target,
@@ -27,6 +28,7 @@ from tests.sizes import scaled
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = sorted((ROOT / "tests" / "data" / "fuzz").glob("*.bin"))
+CONFIGS = sorted((ROOT / "tests" / "data" / "fuzz-config").glob("*.bin"))
 DISK = sorted((ROOT / "tests" / "data" / "fuzz-disk").glob("*.bin"))
 SNAPSHOTS = sorted((ROOT / "tests" / "data" / "fuzz-snapshot").glob("*.bin"))
 DOORS = sorted((ROOT / "tests" / "data" / "fuzz-doors").glob("*.bin"))
@@ -50,6 +52,15 @@ def test_arguments_corpus(path: Path) -> None:
     Guarantees: the readers agree with their twin about each, and about it changed.
     """
     argument_target.check(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_corpus(path: Path) -> None:
+    """
+    Scenario: the seeds of the configuration's fuzzer, and what it found.
+    Guarantees: each is a configuration, or refused with a message of a sane length.
+    """
+    config_target.check(path.read_bytes())
 
 
 @pytest.mark.parametrize("path", DISK, ids=lambda path: path.stem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,20 @@ def run(row: str, folder: Path) -> None:
     files = ["--out", str(folder / "out.json"), "--page", str(folder / "page.md")]
     assert main([row, *files]) == 0, (folder / "page.md").read_text()
     assert row in (folder / "page.md").read_text()
+
+
+DISK = "otel_anomaly.exporters.disk_store"
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(importlib.util.find_spec(DISK) is None, reason="no queue on disk yet")
+@pytest.mark.parametrize("row", ["kills", "outage"])
+def test_row_on_disk(row: str, tmp_path: Path) -> None:
+    """
+    Scenario: the same for the rows that need queues on disk.
+    Guarantees: as below.
+    """
+    run(row, tmp_path)
 
 
 @pytest.mark.e2e

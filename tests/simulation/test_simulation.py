@@ -25,7 +25,7 @@ def test_nothing_is_lost_on_the_way(seed: int) -> None:
     """
     Scenario: clients that repeat, give up and hang up; requests held back for their identity;
     three exporters whose next hops are slow, busy, picky, broken, silent or forgetful; a wall clock
-    that jumps; a stop at a random step.
+    that jumps; reloads with other limits and other connections; a stop at a random step.
     Guarantees: at every step accepted = sent + dropped + held for each exporter and bytes stay in
     their bounds. A refusal leaves no trace: not in the state, not in a counter, not at a next hop.
     At the end all room is back, each accepted span was taken by each next hop or counted as

@@ -43,6 +43,8 @@ HOPS = {
     "otlp_grpc/second": {"endpoint": "127.0.0.1:2"},
     "otlp_http/optional": {"endpoint": "http://127.0.0.1:3", "required": False},
 }
+QUEUE_SIZES = (100_000, 200_000)
+CONSUMERS = (1, 2, 4)
 PADDINGS = (0, 0, 0, 900, 9_000, 40_000)
 """Bytes added to a span, so that queues of 100 KB fill up."""
 TRACES = Signal.TRACES
@@ -97,8 +99,8 @@ class NoDisks:
 def config_for(rng: random.Random, storage: dict[str, Any]) -> Config:
     """Small queues, any mood of batching, retrying, holding back and answering."""
     queue: dict[str, Any] = {
-        "queue_size": rng.choice((100_000, 200_000)),
-        "num_consumers": rng.choice((1, 2, 4)),
+        "queue_size": rng.choice(QUEUE_SIZES),
+        "num_consumers": rng.choice(CONSUMERS),
         "batch": {
             "max_size": rng.choice((500, 20_000, 60_000)),
             "flush_timeout": rng.choice(("0s", "200ms", "3s")),
@@ -106,7 +108,8 @@ def config_for(rng: random.Random, storage: dict[str, Any]) -> Config:
     }
     queue |= storage
     retry = {"max_elapsed_time": rng.choice((0, "30s")), "enabled": rng.random() < 0.9}
-    shared = {"sending_queue": queue, "retry_on_failure": retry}
+    headers = {"x-version": rng.choice("ab")}
+    shared = {"sending_queue": queue, "retry_on_failure": retry, "headers": headers}
     return Config.model_validate(
         {
             "exporters": {name: {**section, **shared} for name, section in HOPS.items()},
@@ -114,7 +117,7 @@ def config_for(rng: random.Random, storage: dict[str, Any]) -> Config:
             "identity": {"hold": rng.choice(("0s", "0s", "400ms", "5s")), "limits": ROOMY},
             "audit": {"enabled": False},  # The sinks have threads of their own, and own tests.
             "alerts": {"console": False},
-            "storage": {"snapshots": {"enabled": False}},  # Files of this machine.
+            "storage": {"snapshots": {"enabled": False}},  # Each world begins with nothing.
             "service": {"drain_timeout": rng.choice(("0s", "5s", "1h"))},
         }
     )
@@ -133,7 +136,8 @@ class World:
         self.log: list[str] = []
         """What happened, in order. The same for the same seed."""
         self.disks: Disks = disks or NoDisks()
-        self.config = config_for(rng, self.disks.config())
+        self.storage = self.disks.config()
+        self.config = config_for(rng, self.storage)
         self.hops = {name: Hop(rng, self.log, name) for name in self.config.exporters}
         self.doors: dict[str, Door] = {}
         self.books = Books()
@@ -156,15 +160,15 @@ class World:
 
     @contextlib.contextmanager
     def _replaced(self) -> Iterator[None]:
-        """Sockets and exporters are ours while the service is built."""
+        """Sockets and exporters are ours."""
         doors: dict[str, Any] = {
             **door_classes(self.doors),
             "Monitoring": lambda *_: mock.AsyncMock(),  # Nobody asks for a page here.
         }
-        hops = {section.model_dump_json(): self.hops[name] for name, section in self._sections()}
+        hops = {HOPS[name]["endpoint"]: hop for name, hop in self.hops.items()}
 
         def exporter(section: Any, *_: object) -> Hop:
-            return hops[section.model_dump_json()]
+            return hops[section.endpoint]
 
         with (
             mock.patch.multiple(doors_module, **doors),
@@ -174,22 +178,18 @@ class World:
         ):
             yield
 
-    def _sections(self) -> Iterator[tuple[str, Any]]:
-        yield from self.config.exporters.items()
-
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         self.clock = WallClock(loop)
-        with self._replaced():
-            seed = self.rng.getrandbits(31)
-            self.service = Service(self.config, self.clock, io.StringIO(), seed=seed)
-            self._inner = self.service.consume
-            self._judged = self.service.processor.process
-            self.service.processor.process = self._process  # type: ignore[method-assign]
-            for door in self.doors.values():
-                for intake in door._intakes.values():
-                    intake._consume = self._consume
-            await self.service.start()
+        seed = self.rng.getrandbits(31)
+        self.service = Service(self.config, self.clock, io.StringIO(), seed=seed)
+        self._inner = self.service.consume
+        self._judged = self.service.processor.process
+        self.service.processor.process = self._process  # type: ignore[method-assign]
+        for door in self.doors.values():
+            for intake in door._intakes.values():
+                intake._consume = self._consume
+        await self.service.start()
         telemetry = self.service.telemetry
         self.exporters = {name: ExporterBooks(telemetry, name) for name in self.config.exporters}
 
@@ -237,14 +237,14 @@ class World:
         """The books of every exporter, and its bounds."""
         assert self.wrong == []
         accepted = self.accepted()
-        for name, section in self.config.exporters.items():
-            books = self.exporters[name]
+        for name, books in self.exporters.items():
             gone = books.sent + books.dropped() + books.held
             assert gone == accepted + self._recovered(books), name
-            assert 0 <= books.size <= books.capacity
+            # After a reload to a smaller queue there may be more in it than it takes now.
+            assert 0 <= books.size <= max(books.capacity, *QUEUE_SIZES)
             sent = self.hops[name].acknowledged - self.acknowledged[name]
             assert books.rejected <= books.sent == sent
-            assert self.hops[name].under_way <= section.sending_queue.num_consumers
+            assert self.hops[name].under_way <= max(CONSUMERS)
 
     def play(self) -> int:
         """All lives, one after the other. Returns the digest of what happened."""
@@ -257,11 +257,20 @@ class World:
 
     async def _live(self, end: str) -> None:
         """Calm, storm, calm, and an end."""
+        with self._replaced():
+            await self._go_through(end)
+        for name, books in self.exporters.items():
+            self.dropped[name] += books.dropped()
+        self.now_s = asyncio.get_running_loop().time()
+
+    async def _go_through(self, end: str) -> None:
         rng = self.rng
         await self._start()
         self.log.append(f"ends by {end}")
         for _ in range(0 if end == "drain" else rng.choice((20, 60))):
             self._step()
+            if rng.random() < 0.05:
+                await self._reload()
             self.check()
             await asyncio.sleep(rng.choice((0, 0, 0.01, 0.5, 3)))
             self.check()
@@ -269,9 +278,13 @@ class World:
             self._die(end)
         else:
             await self._stop(drained=end == "drain")
-        for name, books in self.exporters.items():
-            self.dropped[name] += books.dropped()
-        self.now_s = asyncio.get_running_loop().time()
+
+    async def _reload(self) -> None:
+        """Another configuration: other limits, now and then another connection to each hop."""
+        config = config_for(self.rng, self.storage)
+        self.log.append("reload")
+        await self.service.reconfigure(config)
+        self.config = config
 
     def _die(self, how: str) -> None:
         """The end of the process, or of the machine. Whoever waits for it hears nothing."""

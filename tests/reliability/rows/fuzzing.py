@@ -36,10 +36,8 @@ class Ran(NamedTuple):
 
 def options() -> list[list[str]]:
     """What selects each target: the words that `tests.fuzz` takes."""
-    targets = getattr(fuzz, "TARGETS", None)
-    if targets is None:
-        return [[], ["--arguments"], ["--compiled"], ["--compiled", "--arguments"]]
-    return [[f"--{name}"] if name else [] for name in targets]
+    compiled = [["--compiled"], ["--compiled", "--arguments"]]
+    return [[], *([f"--{name}"] for name in fuzz.TARGETS), *compiled]
 
 
 def run(trial: Trial, minutes: float = 120.0) -> list[Figure]:
