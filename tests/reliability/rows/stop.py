@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from tests.e2e.service_process import wait_until
 from tests.reliability.children import Hop, Service
 from tests.reliability.figures import Figure
+from tests.reliability.rows.outage import disk_queue
 from tests.reliability.trial import (
     HTTP,
     SMALL,
@@ -24,20 +25,22 @@ from tests.reliability.trial import (
     sections,
 )
 
-DRAIN_S = 5.0
+DRAIN_SHORT_S, DRAIN_S = 2.0, 5.0
 BESIDE_S = 0.5
 """For the sinks to be closed and the last words to be said, on a machine that has more to do."""
+DOWN = {"kind": "down"}
 HOPS: dict[str, dict[str, Any]] = {
     "quick": {"kind": "ok"},
     "slow": {"kind": "slow", "s": 1.0},
-    "down": {"kind": "down"},
+    "down": DOWN,
+    "down, queue on disk": DOWN,
 }
 
 
 def run(trial: Trial) -> list[Figure]:
     """Spans that nobody accounts for: none."""
     names = [*HOPS] * int(trial.size(1, 5))
-    stops = [_one(trial, index, HOPS[name]) for index, name in enumerate(names)]
+    stops = [_one(trial, index, name) for index, name in enumerate(names)]
     told = [f"{name}: {one.words}" for name, one in zip(names, stops, strict=True)]
     rate = trial.size(300, 2000)
     return [
@@ -56,7 +59,7 @@ def run(trial: Trial) -> list[Figure]:
             "s",
             limit=DRAIN_S + BESIDE_S if trial.full else None,
             details={
-                "drain_timeout, s": DRAIN_S,
+                "drain_timeout, s": trial.size(DRAIN_SHORT_S, DRAIN_S),
                 "to the end of the process, s": max(one.ended_s for one in stops),
             },
         ),
@@ -75,24 +78,27 @@ class Stop(NamedTuple):
     words: str
 
 
-def _one(trial: Trial, index: int, mood: dict[str, Any]) -> Stop:
+def _one(trial: Trial, index: int, name: str) -> Stop:
     """One stop under load."""
     folder = trial.folder / str(index)
+    exporter = disk_queue() if "disk" in name else {}
+    drain_s = trial.size(DRAIN_SHORT_S, DRAIN_S)
     with Hop(SMALL, trial.seed) as hop:
-        config = sections(hop) | {"service": {"drain_timeout": f"{DRAIN_S:.0f}s"}}
+        config = sections(hop, exporter=exporter) | {
+            "service": {"drain_timeout": f"{DRAIN_S:.0f}s"}
+        }
         with running(folder, config) as service:
             transport = ("http", "grpc")[index % 2]
             rate, plan = trial.size(300, 2000), {"connections": 32, "patience_s": 1.0}
             with load_on(service, rate, transport, spans=SMALL, **plan) as load:
-                hop.ask(do="mood", transport="http", mood=mood)
+                hop.ask(do="mood", transport="http", mood=HOPS[name])
                 for_a_while(trial.size(1.5, 5.0))
                 began_s = time.monotonic()
                 service.ask_to_stop()
-                wait_until(
-                    lambda: bool(service.last_words()) or service.exit_code is not None, "it"
-                )
+                wait_until(lambda: "\nstopped: " in service.stderr, "its last words")
                 told_s = time.monotonic() - began_s
-                assert service.stop() == 0, service.stderr
+                wait_until(lambda: service.exit_code is not None, "its end")
+                assert service.exit_code == 0, service.stderr
                 ended_s = time.monotonic() - began_s
                 load.stop()
                 compared = compare(load.arrays(folder), hop.arrays(folder)["http_counts"], SMALL)
