@@ -85,7 +85,7 @@ def _one(trial: Trial, index: int, name: str) -> Stop:
     drain_s = trial.size(DRAIN_SHORT_S, DRAIN_S)
     with Hop(SMALL, trial.seed) as hop:
         config = sections(hop, exporter=exporter) | {
-            "service": {"drain_timeout": f"{DRAIN_S:.0f}s"}
+            "service": {"drain_timeout": f"{drain_s:.0f}s"}
         }
         with running(folder, config) as service:
             transport = ("http", "grpc")[index % 2]
