@@ -88,7 +88,7 @@ def _one(trial: Trial, index: int, name: str) -> Stop:
             "service": {"drain_timeout": f"{drain_s:.0f}s"}
         }
         with running(folder, config) as service:
-            transport = ("http", "grpc")[index % 2]
+            transport = ("http", "grpc")[(index + index // len(HOPS)) % 2]
             rate, plan = trial.size(300, 2000), {"connections": 32, "patience_s": 1.0}
             with load_on(service, rate, transport, spans=SMALL, **plan) as load:
                 hop.ask(do="mood", transport="http", mood=HOPS[name])
