@@ -107,7 +107,7 @@ def compare(
 ) -> Compared:
     """The books of a generator against the counts of a hop, and of what it took without a word."""
     status = np.repeat(load["status"], spans)
-    cuts = np.repeat(load["cuts"], spans).astype(np.int64)
+    cuts = np.repeat(load["cuts"].astype(np.int16), spans)
     taken = _as_long(counts, status.size)
     excused = cuts if forgotten is None else cuts + _as_long(forgotten, status.size)
     told_ok = status == ACCEPTED
@@ -118,13 +118,13 @@ def compare(
         unknown=int((status == UNKNOWN).sum()),
         lost=int((told_ok & (taken == 0)).sum()),
         leaked=int((never & (taken > 0)).sum()),
-        doubled=int(np.maximum(taken - 1 - excused, 0).sum()),
+        doubled=int(np.maximum(taken - 1 - excused, 0).sum(dtype=np.int64)),
     )
 
 
 def _as_long(counts: np.ndarray, size: int) -> np.ndarray:
     """Zeros for what was never seen."""
-    out = np.zeros(size, np.int64)
+    out = np.zeros(size, np.int16)  # An hour of load is a hundred million spans.
     common = min(size, counts.size)
     out[:common] = counts[:common]
     return out
