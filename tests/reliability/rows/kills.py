@@ -9,6 +9,7 @@ kill. What the service says at each start may be sent twice is told beside them.
 from __future__ import annotations
 
 import random
+import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -124,7 +125,9 @@ def run(trial: Trial, kills: int = 200) -> list[Figure]:
 def _kill_often(trial: Trial, count: int, hop: Hop, service: Service, load: Load) -> Starts:
     rng = random.Random(trial.seed)
     starts = Starts()
-    for _ in range(count):
+    for number in range(count):
+        if number % 20 == 19:
+            print(f"kills: {number + 1} of {count}", file=sys.stderr, flush=True)
         # The next hop is away now and then, so that there is something on disk.
         hop.mood(rng.choice(("ok", "ok", "down", "forget")), "http")
         time.sleep(rng.random() * 1.5)
@@ -134,7 +137,7 @@ def _kill_often(trial: Trial, count: int, hop: Hop, service: Service, load: Load
         try:
             service.wait_ready()
         except AssertionError as error:
-            print(f"kills: a start failed: {error}")
+            print(f"kills: a start failed: {error}", file=sys.stderr)
             starts.failed += 1
             service.kill()
             service.launch()
