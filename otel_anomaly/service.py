@@ -255,7 +255,12 @@ class Service:
         return self.doors.places()
 
     async def stop(self) -> None:
-        """Door first. Safe to call on what was only half started."""
+        """Door first. Safe to call on what was only half started.
+
+        What the doors and the snapshot take of the drain timeout, the queues do not have.
+        """
+        drain_s, loop = self._config.service.drain_timeout / 1e9, asyncio.get_running_loop()
+        deadline_s = loop.time() + drain_s
         self.is_ready = False
         self.telemetry.ready.set(0)
         for task in self._reloaders:
@@ -263,7 +268,7 @@ class Service:
         if self._reloaders:  # A reload under way takes back what it has begun.
             await asyncio.wait(self._reloaders)
         self._fanout.hurry()
-        await self.doors.shut()
+        await self.doors.shut(drain_s)
         self._stopping = True
         if self._ticker is not None:
             self._ticker.cancel()
@@ -272,7 +277,7 @@ class Service:
             self._telling.tell(self._book.end_all(self.processor.state))
         try:
             if self._exporters_run:
-                await self._fanout.stop(self._config.service.drain_timeout / 1e9)
+                await self._fanout.stop(max(deadline_s - loop.time(), 0.0))
         finally:  # The threads of the sinks would keep the process alive.
             await self._telling.settled()
             await asyncio.to_thread(self._telling.close, self.telemetry.ledger())

@@ -323,6 +323,36 @@ def test_what_cannot_be_delivered_is_in_the_ledger(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+def test_doors_and_queues_share_the_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: the doors take a tenth of a second of the ten seconds to drain.
+    Guarantees: they are told how long there is, and the queues get what they left of it.
+    """
+    told = list[float]()
+
+    async def shut(grace_s: float) -> None:
+        told.append(grace_s)
+        await asyncio.sleep(0.1)
+
+    async def drain(timeout_s: float) -> dict[str, int]:
+        told.append(timeout_s)
+        return {}
+
+    async def play() -> None:
+        async with running(tmp_path, service={"drain_timeout": "10s"}) as at:
+            fanout, doors = at.service._fanout, at.service.doors
+            really_drain, really_shut = fanout.stop, doors.shut
+            monkeypatch.setattr(fanout, "stop", drain)
+            monkeypatch.setattr(doors, "shut", shut)
+            await at.service.stop()
+            monkeypatch.setattr(fanout, "stop", really_drain)
+            monkeypatch.setattr(doors, "shut", really_shut)
+
+    asyncio.run(play())
+    assert told[0] == 10
+    assert told[1] < 9.95
+
+
 @pytest.mark.parametrize("door", ["grpc", "http"])
 def test_one_door_alone(tmp_path: Path, door: str) -> None:
     """
