@@ -32,7 +32,7 @@ from tests.sink_rigs import Gate, GatedStream
 if TYPE_CHECKING:
     from pathlib import Path
 
-from otel_anomaly.otlp.scan import Columns
+    from otel_anomaly.otlp.scan import Columns
 
 OK = grpc.StatusCode.OK
 NOWHERE = {

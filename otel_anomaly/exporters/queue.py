@@ -281,6 +281,10 @@ class SendQueue:
         if self._draining and not self.used:
             self._empty.set()
 
+    def hurry(self, within_s: float) -> None:
+        """The service is about to stop: who waits for this queue's disk, if it has one, must be
+        answered within so long."""
+
     def trouble(self) -> str:
         """What the exporter said last, if it fails; for health."""
         return self._notices.trouble()
