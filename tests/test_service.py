@@ -14,6 +14,7 @@ import pytest
 from otel_anomaly import __version__, doors, service
 from otel_anomaly.config import SECOND_NS, config_hash
 from otel_anomaly.handoff import Outcome, Signal
+from otel_anomaly.otlp.metrics import is_metrics
 from otel_anomaly.sinks import verify
 from otel_anomaly.telemetry import Ledger
 from tests.door_rigs import NOW_NS, until
@@ -105,6 +106,40 @@ def test_metrics_and_logs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asyncio.run(play())
     for signal in ("metrics", "logs"):
         assert (tmp_path / f"{signal}.jsonl").read_text() == "{}\n{}\n"
+
+
+def test_large_metrics_are_checked_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: metrics of the size up to which they are checked in the loop, then of a byte more; a
+    broken request of each.
+    Guarantees: taken and refused alike; the larger ones were checked outside the loop.
+    """
+    threads: list[threading.Thread] = []
+
+    def check(body: bytes) -> bool:
+        threads.append(threading.current_thread())
+        return is_metrics(body)
+
+    monkeypatch.setattr(service, "is_metrics", check)
+    monkeypatch.setattr(service, "METRICS_INLINE_BYTES_MAX", 1027)
+    body = b"\x7a\x80\x08" + bytes(1024)
+
+    async def play() -> None:
+        async with running(tmp_path) as at:
+            replies = [
+                await at.consume(each, Signal.METRICS)
+                for each in (body, body[:-1], body + b"\x78\x01", body + b"\x78")
+            ]
+            assert [reply.outcome for reply in replies] == [
+                Outcome.ACCEPTED,
+                Outcome.MALFORMED,
+            ] * 2
+
+    asyncio.run(play())
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 def test_calls_told_by_logs(tmp_path: Path) -> None:
