@@ -57,10 +57,19 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 64 << 20)
 
 
+def say(text: str) -> None:
+    """A line to whoever watches. The terminal may be closed, the reader of the log gone: so be it.
+
+    An error here would end the service before it has delivered what it holds.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
 async def _serve(config: Config, source: Readable | None) -> int:
-    err = sys.stderr
     if not cache_is_warm():
-        print("first start on this machine: compiling the kernels, about a minute ...", file=err)
+        say("first start on this machine: compiling the kernels, about a minute ...")
     clock = SystemClock()
     started = clock.monotonic()
     stop = asyncio.Event()
@@ -76,14 +85,14 @@ async def _serve(config: Config, source: Readable | None) -> int:
             loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
         await service.start()
     except (OSError, ValueError) as error:
-        print(f"otel-anomaly cannot start: {error}", file=err)
+        say(f"otel-anomaly cannot start: {error}")
         return EXIT_CANNOT_START
-    print(_welcome(service, clock.monotonic() - started), file=err, flush=True)
+    say(_welcome(service, clock.monotonic() - started))
     await stop.wait()
-    print("stopping: no new requests, delivering what is held ...", file=err, flush=True)
+    say("stopping: no new requests, delivering what is held ...")
     await service.stop()
     for name in service.exporter_names():
-        print(f"stopped: {name}: {service.telemetry.ledger(name).sentence()}", file=err, flush=True)
+        say(f"stopped: {name}: {service.telemetry.ledger(name).sentence()}")
     return EXIT_OK
 
 
@@ -107,7 +116,7 @@ def run(config: Config, source: Readable | None = None) -> int:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(DirectoryLock(directory))
         except OSError as error:
-            sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
+            say(f"otel-anomaly cannot start: {error}")
             return EXIT_CANNOT_START
         return _run_loop(config, source)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
+import json
 import os
 import re
 import signal
@@ -90,6 +92,28 @@ def test_run_until_a_signal(
     assert stopping == "stopping: no new requests, delivering what is held ..."
     assert stopped == "stopped: file: accepted 0 spans = sent 0 + held 0 + dropped 0"
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+class _Gone:
+    """A terminal that was closed."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def flush(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.usefixtures("_handlers_come_back")
+def test_nobody_reads_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: the terminal was closed, or the reader of the log has ended; then SIGTERM.
+    Guarantees: the service stops as it should: its trail has the end, its state is written.
+    """
+    monkeypatch.setattr(sys, "stderr", _Gone())
+    assert run_until_killed(monkeypatch, config_in(tmp_path), signal.SIGTERM) == 0
+    trail = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert json.loads(trail[-1])["type"] == "service.stop"
 
 
 @pytest.mark.usefixtures("_handlers_come_back")
