@@ -19,7 +19,7 @@ from otel_anomaly.receivers.monitoring import Monitoring
 from otel_anomaly.receivers.sockets import check_free, place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AsyncExitStack
 
     from otel_anomaly.config import Config
@@ -48,10 +48,12 @@ class Doors:
         protocols = config.receivers.otlp.protocols
         self.grpc: GrpcReceiver | None = None
         if protocols.grpc is not None:
-            self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock, admit)
+            with _naming("receivers.otlp.protocols.grpc"):
+                self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock, admit)
         self.http: HttpReceiver | None = None
         if protocols.http is not None:
-            self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode, admit)
+            with _naming("receivers.otlp.protocols.http"):
+                self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode, admit)
         self.monitoring = Monitoring(config.telemetry.metrics, telemetry, health, ready)
 
     def check_free(self) -> None:
@@ -93,10 +95,8 @@ class Doors:
                 if former != section:
                     raise ValueError(f"{key}: cannot change at run time: needs a restart")
                 continue
-            try:
+            with _naming(key):
                 await _done(change(section))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{key}: {error}") from error
             undo.push_async_callback(_back, change, former)
         undo.callback(setattr, self, "_config", self._config)
         self._config = new
@@ -123,6 +123,15 @@ class Doors:
             for name, section, door in listening
             if section is not None and door is not None
         }
+
+
+@contextlib.contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Say of which door an error speaks."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def _parts(doors: Doors, config: Config) -> list[tuple[str, Any, Any]]:

@@ -138,11 +138,12 @@ def test_the_first_start_says_that_it_takes_long(
 def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
     Scenario: a port is taken; the folder of the files is a file; a header is one that the exporter
-    sets itself.
+    sets itself; a certificate is not there.
     Guarantees: exit 3 and one line on standard error that names what and where; no thread is left.
     """
     (tmp_path / "file").touch()
     header = {"endpoint": "http://127.0.0.1:9", "headers": {"Content-Type": "text/plain"}}
+    no_file = {"cert_file": "/no.crt", "key_file": "/no.key"}
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
@@ -152,6 +153,9 @@ def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str
             ),
             "Not a directory": config_in(tmp_path / "file" / "data"),
             "exporters.otlp_http/x: ": config_in(tmp_path, exporters={"otlp_http/x": header}),
+            "receivers.otlp.protocols.http: tls: cannot use /no.crt": config_in(
+                tmp_path, receivers={"otlp": {"protocols": {"http": {"tls": no_file}}}}
+            ),
         }
         for said, config in wrong.items():
             assert running.run(config) == 3
