@@ -48,11 +48,11 @@ class Doors:
         protocols = config.receivers.otlp.protocols
         self.grpc: GrpcReceiver | None = None
         if protocols.grpc is not None:
-            with _naming("receivers.otlp.protocols.grpc"):
+            with _naming("receivers.otlp.protocols.grpc", ValueError):
                 self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock, admit)
         self.http: HttpReceiver | None = None
         if protocols.http is not None:
-            with _naming("receivers.otlp.protocols.http"):
+            with _naming("receivers.otlp.protocols.http", ValueError):
                 self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode, admit)
         self.monitoring = Monitoring(config.telemetry.metrics, telemetry, health, ready)
 
@@ -64,10 +64,11 @@ class Doors:
                 check_free(section.endpoint)
 
     async def open(self) -> None:
-        """Open what takes telemetry. Raises OSError naming what is taken."""
-        for door in (self.grpc, self.http):
+        """Open what takes telemetry. Raises OSError, or ValueError, naming what is not to be had."""
+        for name, door in (("grpc", self.grpc), ("http", self.http)):
             if door is not None:
-                await door.start()
+                with _naming(f"receivers.otlp.protocols.{name}", ValueError):
+                    await door.start()
         if self.grpc is not None:
             await self.grpc.set_serving(serving=True)
 
@@ -95,7 +96,7 @@ class Doors:
                 if former != section:
                     raise ValueError(f"{key}: cannot change at run time: needs a restart")
                 continue
-            with _naming(key):
+            with _naming(key, OSError, ValueError):
                 await _done(change(section))
             undo.push_async_callback(_back, change, former)
         undo.callback(setattr, self, "_config", self._config)
@@ -126,11 +127,11 @@ class Doors:
 
 
 @contextlib.contextmanager
-def _naming(key: str) -> Iterator[None]:
+def _naming(key: str, *errors: type[Exception]) -> Iterator[None]:
     """Say of which door an error speaks."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except errors as error:
         raise ValueError(f"{key}: {error}") from error
 
 
