@@ -16,6 +16,7 @@ from otel_anomaly.otlp.json import decode
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
 from otel_anomaly.receivers.monitoring import Monitoring
+from otel_anomaly.receivers.reloading import check_files
 from otel_anomaly.receivers.sockets import check_free, place
 
 if TYPE_CHECKING:
@@ -48,23 +49,24 @@ class Doors:
         protocols = config.receivers.otlp.protocols
         self.grpc: GrpcReceiver | None = None
         if protocols.grpc is not None:
-            with _naming("receivers.otlp.protocols.grpc", ValueError):
-                self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock, admit)
+            self.grpc = GrpcReceiver(protocols.grpc, consume, telemetry, clock, admit)
         self.http: HttpReceiver | None = None
         if protocols.http is not None:
-            with _naming("receivers.otlp.protocols.http", ValueError):
-                self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode, admit)
+            self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode, admit)
         self.monitoring = Monitoring(config.telemetry.metrics, telemetry, health, ready)
 
     def check_free(self) -> None:
-        """Say that a port is taken at once, not when the kernels are compiled."""
+        """Say at once, not when the kernels are compiled, that a port is taken or a file is bad."""
         protocols = self._config.receivers.otlp.protocols
-        for section in (protocols.grpc, protocols.http):
-            if section is not None:
-                check_free(section.endpoint)
+        for name, section in (("grpc", protocols.grpc), ("http", protocols.http)):
+            if section is None:
+                continue
+            check_free(section.endpoint)
+            with _naming(f"receivers.otlp.protocols.{name}", ValueError):
+                check_files(section)
 
     async def open(self) -> None:
-        """Open what takes telemetry. Raises OSError, or ValueError, naming what is not to be had."""
+        """Open what takes telemetry. Raises OSError or ValueError saying what cannot be."""
         for name, door in (("grpc", self.grpc), ("http", self.http)):
             if door is not None:
                 with _naming(f"receivers.otlp.protocols.{name}", ValueError):

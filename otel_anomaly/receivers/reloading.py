@@ -10,8 +10,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from otel_anomaly.receivers.certificates import FileWatch, tls_files
-from otel_anomaly.receivers.credentials import credential_files
+from otel_anomaly.receivers.certificates import FileWatch, server_context, tls_files
+from otel_anomaly.receivers.credentials import Credentials, credential_files
 from otel_anomaly.receivers.sockets import is_local
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ def files_of(config: DoorConfig) -> list[str]:
     """What is watched for one door."""
     files = tls_files(config.tls) if config.tls is not None else []
     return files + (credential_files(config.auth) if config.auth is not None else [])
+
+
+def check_files(config: DoorConfig) -> None:
+    """Raise ValueError for certificates or credentials that cannot be used."""
+    if config.tls is not None:
+        server_context(config.tls)
+    if config.auth is not None:
+        Credentials(config.auth)
 
 
 def exposure(transport: str, config: DoorConfig) -> str | None:
