@@ -62,6 +62,13 @@ def exposure(transport: str, config: DoorConfig) -> str | None:
     )
 
 
+def warn_of_exposure(transport: str, config: DoorConfig, former: DoorConfig | None = None) -> None:
+    """Say it, at the start and when a new configuration opens what was shut."""
+    line = exposure(transport, config)
+    if line is not None and (former is None or exposure(transport, former) != line):
+        LOG.warning("%s", line)
+
+
 class FileReload:
     """Looks at the files of one door now and then."""
 
