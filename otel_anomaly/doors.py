@@ -16,10 +16,11 @@ from otel_anomaly.otlp.json import decode
 from otel_anomaly.receivers.grpc import GrpcReceiver
 from otel_anomaly.receivers.http import HttpReceiver
 from otel_anomaly.receivers.monitoring import Monitoring
+from otel_anomaly.receivers.reloading import check_files
 from otel_anomaly.receivers.sockets import check_free, place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AsyncExitStack
 
     from otel_anomaly.config import Config
@@ -55,17 +56,21 @@ class Doors:
         self.monitoring = Monitoring(config.telemetry.metrics, telemetry, health, ready)
 
     def check_free(self) -> None:
-        """Say that a port is taken at once, not when the kernels are compiled."""
+        """Say at once, not when the kernels are compiled, that a port is taken or a file is bad."""
         protocols = self._config.receivers.otlp.protocols
-        for section in (protocols.grpc, protocols.http):
-            if section is not None:
-                check_free(section.endpoint)
+        for name, section in (("grpc", protocols.grpc), ("http", protocols.http)):
+            if section is None:
+                continue
+            check_free(section.endpoint)
+            with _naming(f"receivers.otlp.protocols.{name}", ValueError):
+                check_files(section)
 
     async def open(self) -> None:
-        """Open what takes telemetry. Raises OSError naming what is taken."""
-        for door in (self.grpc, self.http):
+        """Open what takes telemetry. Raises OSError or ValueError saying what cannot be."""
+        for name, door in (("grpc", self.grpc), ("http", self.http)):
             if door is not None:
-                await door.start()
+                with _naming(f"receivers.otlp.protocols.{name}", ValueError):
+                    await door.start()
         if self.grpc is not None:
             await self.grpc.set_serving(serving=True)
 
@@ -96,10 +101,8 @@ class Doors:
                 if former != section:
                     raise ValueError(f"{key}: cannot change at run time: needs a restart")
                 continue
-            try:
+            with _naming(key, OSError, ValueError):
                 await _done(change(section))
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{key}: {error}") from error
             undo.push_async_callback(_back, change, former)
         undo.callback(setattr, self, "_config", self._config)
         self._config = new
@@ -126,6 +129,15 @@ class Doors:
             for name, section, door in listening
             if section is not None and door is not None
         }
+
+
+@contextlib.contextmanager
+def _naming(key: str, *errors: type[Exception]) -> Iterator[None]:
+    """Say of which door an error speaks."""
+    try:
+        yield
+    except errors as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def _parts(doors: Doors, config: Config) -> list[tuple[str, Any, Any]]:

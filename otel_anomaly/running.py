@@ -61,10 +61,19 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 64 << 20)
 
 
+def say(text: str) -> None:
+    """A line to whoever watches. The terminal may be closed, the reader of the log gone: so be it.
+
+    An error here would end the service before it has delivered what it holds.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
 async def _serve(config: Config, source: Readable | None, last_resort: LastResort) -> int:
-    err = sys.stderr
     if not cache_is_warm():
-        print("first start on this machine: compiling the kernels, about a minute ...", file=err)
+        say("first start on this machine: compiling the kernels, about a minute ...")
     clock = SystemClock()
     started = clock.monotonic()
     stop = asyncio.Event()
@@ -80,15 +89,15 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
             loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
         await service.start()
     except (OSError, ValueError) as error:
-        print(f"otel-anomaly cannot start: {error}", file=err)
+        say(f"otel-anomaly cannot start: {error}")
         return EXIT_CANNOT_START
-    print(_welcome(service, clock.monotonic() - started), file=err, flush=True)
+    say(_welcome(service, clock.monotonic() - started))
     await stop.wait()
-    print("stopping: no new requests, delivering what is held ...", file=err, flush=True)
+    say("stopping: no new requests, delivering what is held ...")
     limit_s = config.service.drain_timeout / SECOND_NS + STOP_S
     last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: _last_words(service))
     await service.stop()
-    print(_last_words(service), end="", file=err, flush=True)
+    say(_last_words(service).rstrip())
     return EXIT_OK
 
 
@@ -119,7 +128,7 @@ def run(config: Config, source: Readable | None = None) -> int:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(DirectoryLock(directory))
         except OSError as error:
-            sys.stderr.write(f"otel-anomaly cannot start: {error}\n")
+            say(f"otel-anomaly cannot start: {error}")
             return EXIT_CANNOT_START
         return _run_loop(config, source)
 

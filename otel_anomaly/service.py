@@ -225,6 +225,7 @@ class Service:
             self._telling.tell(self._book.take(columns, judgement, self.processor.state))
 
     def _on_emptied(self) -> None:
+        self.snapshots.emptied()
         self._telling.tell(self._book.forget())
 
     async def _tick_forever(self) -> None:

@@ -3,6 +3,8 @@
     load    the last snapshot, else the one before it, else a cold start; a file that is refused is
             set aside as `.refused`, for the next one takes its name
     save    copied between two requests, written by a thread; never two at once
+    empty   detection failed and forgot everything: the last snapshot from before stays beside the
+            new ones as `.before-failure`, and none is written until something is learned again
 
 Nothing here stops the service: what cannot be read or written is logged, counted, told in health.
 """
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from otel_anomaly.telemetry import Telemetry
 
 LOG = logging.getLogger("otel_anomaly")
+LAST_S: Final = 10.0
+"""The last one may take so long: on a disk that hangs, the queues still have to be drained."""
 BYTES_MAX: Final = 1 << 30
 """A file may be so large in any case, else four times what the configuration has room for."""
 
@@ -103,6 +107,8 @@ class Snapshots:
         self._loaded: Loaded | None = None
         self._loaded_age_s = 0.0
         self._refusals: dict[str, str] = {}
+        self._emptied = False
+        self._set_aside = False
         self.problem = ""
         """Why the last one could not be written."""
         self._started_ns = clock.now_ns()
@@ -125,7 +131,8 @@ class Snapshots:
             self._telemetry.loaded_age.set(self._loaded_age_s)
             LOG.info("state loaded from %s, written %.0f s ago", path, self._loaded_age_s)
             return self._loaded
-        LOG.info("cold start: no snapshot at %s that can be used", self._path)
+        why = "none that can be used" if self._refusals else "there is none yet"
+        LOG.info("cold start: nothing learned before (%s: %s)", self._path, why)
         return None
 
     def _refuse(self, path: Path, error: Exception) -> None:
@@ -166,6 +173,12 @@ class Snapshots:
             self._written = learner.processor.progress()
             self._task = asyncio.create_task(self._write_forever())
 
+    def emptied(self) -> None:
+        """All that was learned is forgotten: what is on the disk is better than what is here."""
+        self._emptied = True
+        if self._learner is not None:
+            self._written = self._learner.processor.progress()
+
     def ask(self) -> None:
         """Write one soon, also when nothing has changed."""
         self._asked.set()
@@ -185,8 +198,16 @@ class Snapshots:
         self._asked.set()
         if self._task is None:
             return self._loaded is not None  # Nothing came since it was read.
-        await self._task
-        return await self._save(always=True)
+        last = asyncio.create_task(self._write_the_last(self._task))
+        done, _ = await asyncio.wait({last}, timeout=LAST_S)
+        if not done:
+            self._failed(TimeoutError())
+        return bool(done) and last.result()
+
+    async def _write_the_last(self, former: asyncio.Task[None]) -> bool:
+        await former
+        # What time alone changed, such as episodes that ended, is no progress.
+        return await self._save(always=not self._emptied)
 
     async def _save(self, *, always: bool) -> bool:
         """Write one, if there is any news. Returns whether that is as it should be."""
@@ -199,19 +220,38 @@ class Snapshots:
         try:
             # Memory may be short, and then nothing else should suffer.
             room = await asyncio.to_thread(make_room, room_for(keep(learner.processor.state)))
-            progress = learner.processor.progress()
+            progress, forgot = learner.processor.progress(), self._emptied
             snapshot = learner.processor.snapshot(learner.pages(), self._clock.now_ns(), room)
             size = await asyncio.to_thread(write, self._path, snapshot)
         except Exception as error:  # noqa: BLE001 - whatever it is, the service goes on.
             self._failed(error)
             return False
-        self._written, self._written_ns = progress, snapshot.written_ns
+        self._written_ns = snapshot.written_ns
+        if forgot:
+            self._keep_the_fuller()
+        if not self._emptied:  # Else it was emptied while this was written.
+            self._written = progress
         self._telemetry.snapshots.labels("written").inc()
         self._telemetry.snapshot_bytes.set(size)
         if self.problem:
             LOG.info("snapshots are written again")
         self.problem = ""
         return True
+
+    def _keep_the_fuller(self) -> None:
+        """Set aside what was written before the failure: of several, before the first."""
+        self._emptied = False
+        if self._set_aside:
+            return
+        aside = self._path.with_name(self._path.name + ".before-failure")
+        with contextlib.suppress(OSError):
+            before(self._path).replace(aside)
+            self._set_aside = True
+            LOG.warning(
+                "what was learned before detection failed stays in %s: to go back to it, stop the"
+                " service and give that file the name %s",
+                *(aside, self._path.name),
+            )
 
     def _failed(self, error: Exception) -> None:
         reason = getattr(error, "strerror", None) or type(error).__name__

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from otel_anomaly import config as room
-from otel_anomaly.config import Config, load_config, yaml_text
+from otel_anomaly.config import Config, load_config, summary, yaml_text
 from otel_anomaly.config.problems import problems
 from otel_anomaly.config.quantities import duration_ns, duration_text, size_bytes, size_text
 from tests.config_files import complaint, written
@@ -368,3 +368,52 @@ def test_parts_can_be_given_as_models() -> None:
         Config.model_validate({"audit": {"fsync": "x"}})
     said = problems(caught.value, yaml_text.Layer({}, {}))
     assert said == ["configuration: audit.fsync: must be true or false"]
+
+
+def test_a_disk_queue_waits_for_its_next_hop(tmp_path: Path) -> None:
+    """
+    Scenario: an exporter with a disk queue, alone and with rules for retries; others with none.
+    Guarantees: with a disk queue nothing is given up for its age, unless that is asked for.
+    """
+
+    def elapsed_s(section: str) -> float:
+        text = f"exporters: {{otlp_http: {{endpoint: 'http://127.0.0.1:9', {section}}}}}"
+        return (
+            load_config([written(tmp_path, text)], (), {})
+            .exporters["otlp_http"]
+            .retry_on_failure.max_elapsed_time
+            / 1e9
+        )
+
+    disk = "sending_queue: {storage: disk}"
+    assert elapsed_s(disk) == elapsed_s(f"{disk}, retry_on_failure: {{max_interval: 9s}}") == 0
+    assert elapsed_s(f"{disk}, retry_on_failure: {{max_elapsed_time: 1h}}") == 3600
+    assert elapsed_s("sending_queue: {storage: memory}") == elapsed_s("timeout: 1s") == 300
+
+
+def test_the_summary_tells_what_guards_and_what_lasts(tmp_path: Path) -> None:
+    """
+    Scenario: doors with TLS, credentials and neither; a disk queue, `ack: sent`, redaction, no
+    snapshots.
+    Guarantees: the line that `validate` prints has it, without a secret.
+    """
+    tls = "tls: {cert_file: c, key_file: k"
+    auth = "auth: {bearer: {tokens: [not-to-be-told]}, basic: {htpasswd: {file: f}}}"
+    protocols = f"{{grpc: {{{tls}, client_ca_file: a}}}}, http: {{{tls}}}, {auth}}}}}"
+    text = (
+        f"receivers: {{otlp: {{protocols: {protocols}}}}}\n"
+        "exporters: {otlp_grpc: {endpoint: 'hop:4317', sending_queue: {storage: disk}}}\n"
+        "ack: sent\nredact: {enabled: true, what: [mails]}\n"
+        "storage: {snapshots: {enabled: false}}\n"
+    )
+    said = summary(load_config([written(tmp_path, text)], (), {}))
+    for part in (
+        "otlp/grpc on 127.0.0.1:4317 (mutual tls), ",
+        "otlp/http on 127.0.0.1:4318 (tls, bearer, basic)",
+        "forwards to otlp_grpc (hop:4317) from a disk queue; answers when that is delivered",
+        "redacts mails (mask)",
+        "forgets what it learned when it stops",
+    ):
+        assert part in said
+    assert "not-to-be-told" not in said
+    assert "(" not in summary(Config()).partition(";")[0]

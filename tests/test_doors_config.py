@@ -8,7 +8,7 @@ import pytest
 
 from otel_anomaly.config import ConfigError, HttpReceiverConfig, load_config, summary
 from otel_anomaly.config.quantities import KIB
-from otel_anomaly.receivers.reloading import exposure
+from otel_anomaly.receivers.reloading import exposure, warn_of_exposure
 from otel_anomaly.receivers.sockets import FILES_KEPT, connection_shares, is_local
 
 if TYPE_CHECKING:
@@ -177,3 +177,19 @@ def test_connections_fit_into_the_open_files(files: int) -> None:
     assert min(shares) >= 64
     if files >= KIB:
         assert sum(shares) + FILES_KEPT <= files
+
+
+def test_a_door_that_is_opened_while_running_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Scenario: a door that others reach starts with TLS and a token; a reload takes the token away,
+    and another changes nothing about that.
+    Guarantees: one loud line, at the reload that opened it.
+    """
+    tls = {"cert_file": "c", "key_file": "k"}
+    ajar = HttpReceiverConfig.model_validate({"endpoint": "0.0.0.0:4318", "tls": tls})
+    auth = {"bearer": {"tokens": [SECRET]}}
+    shut = HttpReceiverConfig.model_validate({"endpoint": "0.0.0.0:4318", "tls": tls, "auth": auth})
+    for config, former in ((shut, None), (ajar, shut), (ajar, ajar), (shut, ajar)):
+        warn_of_exposure("http", config, former)
+    (line,) = caplog.messages
+    assert line.startswith("OPEN DOOR: OTLP/http listens on 0.0.0.0:4318: anybody")

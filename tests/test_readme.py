@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from otel_anomaly.config import Config
+from otel_anomaly.config import Config, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)[^)]*\)")
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of the README in a language."""
-    text = (ROOT / "README.md").read_text("utf-8")
+def blocks(language: str, document: str = "README.md") -> list[str]:
+    """The fenced blocks of a document in a language."""
+    text = (ROOT / document).read_text("utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
@@ -43,6 +43,31 @@ def test_configuration_in_the_readme_is_valid() -> None:
     assert len(ours) > 1
     for block in ours:
         Config.model_validate(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("name", ["doors", "durability", "privacy"])
+def test_blocks_to_paste_are_valid(name: str, tmp_path: Path) -> None:
+    """
+    Scenario: the YAML blocks of the other documents are loaded as files, their variables set.
+    Guarantees: as of the README.
+    """
+    found = blocks("yaml", f"docs/{name}.md")
+    assert found
+    for block in found:
+        path = tmp_path / "pasted.yaml"
+        path.write_text(block)
+        assert load_config([path], (), {"OTLP_TOKEN": "a-token-long-enough"}) != Config()
+
+
+def test_the_contents_lead_somewhere() -> None:
+    """
+    Scenario: every link within the README is followed, and every heading of it is looked for.
+    Guarantees: there is such a heading, and each second-level heading is in the contents.
+    """
+    text = (ROOT / "README.md").read_text("utf-8")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) == anchors
 
 
 def test_examples_in_the_readme_are_well_formed() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
+import json
 import os
 import re
 import signal
@@ -92,6 +94,28 @@ def test_run_until_a_signal(
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+class _Gone:
+    """A terminal that was closed."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def flush(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.usefixtures("_handlers_come_back")
+def test_nobody_reads_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: the terminal was closed, or the reader of the log has ended; then SIGTERM.
+    Guarantees: the service stops as it should: its trail has the end, its state is written.
+    """
+    monkeypatch.setattr(sys, "stderr", _Gone())
+    assert run_until_killed(monkeypatch, config_in(tmp_path), signal.SIGTERM) == 0
+    trail = (tmp_path / "audit.jsonl").read_text().splitlines()
+    assert json.loads(trail[-1])["type"] == "service.stop"
+
+
 @pytest.mark.usefixtures("_handlers_come_back")
 @pytest.mark.parametrize("warm", [False, True])
 def test_the_first_start_says_that_it_takes_long(
@@ -114,11 +138,12 @@ def test_the_first_start_says_that_it_takes_long(
 def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
     Scenario: a port is taken; the folder of the files is a file; a header is one that the exporter
-    sets itself.
+    sets itself; a certificate is not there.
     Guarantees: exit 3 and one line on standard error that names what and where; no thread is left.
     """
     (tmp_path / "file").touch()
     header = {"endpoint": "http://127.0.0.1:9", "headers": {"Content-Type": "text/plain"}}
+    no_file = {"cert_file": "/no.crt", "key_file": "/no.key"}
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
@@ -128,6 +153,9 @@ def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str
             ),
             "Not a directory": config_in(tmp_path / "file" / "data"),
             "exporters.otlp_http/x: ": config_in(tmp_path, exporters={"otlp_http/x": header}),
+            "receivers.otlp.protocols.http: tls: cannot use /no.crt": config_in(
+                tmp_path, receivers={"otlp": {"protocols": {"http": {"tls": no_file}}}}
+            ),
         }
         for said, config in wrong.items():
             assert running.run(config) == 3

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_anomaly import asking, running, snapshots
+from otel_anomaly import asking, directory_lock, running, snapshots
 from otel_anomaly.cli import main
 from otel_anomaly.config import SECOND_NS, Config
 from otel_anomaly.directory_lock import DirectoryLock, InUse, running_in
@@ -260,6 +263,90 @@ def test_a_disk_that_fails_is_told_and_forgiven(
     play(story())
 
 
+def broken_once(learner: Learning, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel raises: all that was learned is forgotten."""
+    with monkeypatch.context() as patch:
+        patch.setattr("otel_anomaly.processor.judge", lambda *_: 1 / 0)
+        learner.work()
+    learner.snapshots.emptied()
+
+
+def test_what_was_learned_outlives_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Scenario: two calls are learned and written; detection fails, and for a while nothing comes;
+    then a call an interval, and another failure, and calls again.
+    Guarantees: nothing is written over the good snapshot before something is learned; then it stays
+    aside, told in the log, also when there is nothing else left of that time.
+    """
+    learner = Learning(tmp_path, monkeypatch)
+    aside = tmp_path / "state.snapshot.before-failure"
+
+    async def story() -> None:
+        learner.snapshots.start(learner)
+        learner.work()
+        learner.work()
+        await asyncio.sleep(12)
+        broken_once(learner, monkeypatch)
+        await asyncio.sleep(30)
+        assert read(learner.path, BIG).kept.watermark[1] == 2
+        assert not aside.exists()
+        for _ in range(3):
+            learner.work()
+            await asyncio.sleep(11)
+        broken_once(learner, monkeypatch)
+        for _ in range(3):
+            learner.work()
+            await asyncio.sleep(11)
+        assert read(aside, BIG).kept.watermark[1] == 2
+        assert read(learner.path, BIG).kept.watermark[1] == 3
+        assert str(aside) in caplog.text
+
+    play(story())
+
+
+def test_a_stop_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: detection fails, also while a snapshot is written; then the service stops at once.
+    Guarantees: the last snapshot is of what was learned before.
+    """
+    learner = Learning(tmp_path, monkeypatch)
+
+    async def story() -> None:
+        learner.snapshots.start(learner)
+        learner.work()
+        await asyncio.sleep(10.8)  # It is copied, and is being written.
+        broken_once(learner, monkeypatch)
+        assert not learner.path.exists()
+        await asyncio.sleep(1)
+        assert await learner.snapshots.finish()
+        assert read(learner.path, BIG).kept.watermark[1] == 1
+
+    play(story())
+
+
+def test_a_disk_that_hangs_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: the last snapshot is never written.
+    Guarantees: that is waited for so long and no longer, told and counted.
+    """
+    learner = Learning(tmp_path, monkeypatch)
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        learner.snapshots.start(learner)
+        learner.work()
+        monkeypatch.setattr(asyncio, "to_thread", lambda *_: asyncio.sleep(86400))
+        began = loop.time()
+        assert not await learner.snapshots.finish()
+        assert loop.time() - began == snapshots.LAST_S
+        assert learner.count("failed") == 1
+        assert learner.snapshots.problem
+
+    play(story())
+
+
 def test_switched_off(tmp_path: Path) -> None:
     """
     Scenario: snapshots are off, with a file where they would lie.
@@ -323,6 +410,48 @@ def test_a_lock_that_says_nothing_of_use(tmp_path: Path) -> None:
                 running_in(tmp_path)
     with pytest.raises(LookupError, match="no service runs"):
         running_in(tmp_path / "nowhere")
+
+
+def test_whoever_asks_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: at the moment of the start a command holds the lock, to see whether a service runs.
+    Guarantees: the service starts a moment later.
+    """
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        stack.close()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(DirectoryLock(tmp_path))
+        with DirectoryLock(tmp_path):
+            assert len(naps) == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """
+    Scenario: a data directory on a file system of a network that has no locks; and a broken one.
+    Guarantees: without locks the service runs and says so; broken, it does not; no process is named
+    to a command, for the one in the file may be long over.
+    """
+
+    def no_lock(*_: object) -> bool:
+        raise OSError(code, "no locks here")
+
+    monkeypatch.setattr(directory_lock, "_locked", no_lock)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="no locks here"), DirectoryLock(tmp_path):
+            pass
+        return
+    with DirectoryLock(tmp_path):
+        assert "nothing keeps a second service out" in caplog.text
+        with pytest.raises(LookupError, match="nobody can tell"):
+            running_in(tmp_path)
 
 
 def test_asking_for_a_snapshot(

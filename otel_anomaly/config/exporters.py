@@ -61,7 +61,7 @@ class RetryConfig(Section):
     max_interval: Annotated[Duration, Field(gt=0)] = 30 * SECOND_NS
     """Longest wait."""
     max_elapsed_time: Duration = 300 * SECOND_NS
-    """After so long the data is dropped and counted; 0 is never."""
+    """After so long the data is dropped and counted; 0 is never. Default with a disk queue: 0."""
 
     @model_validator(mode="after")
     def _waits_grow(self) -> Self:
@@ -142,6 +142,18 @@ class ExporterConfig(Section):
     """Full queue: refuse at the door (true), or drop for this exporter alone and count (false)."""
     sending_queue: QueueConfig = QueueConfig()
     retry_on_failure: RetryConfig = RetryConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_disk_waits(cls, value: object) -> object:
+        """Who asks for a disk queue wants to outlast the next hop: it ends when it is full."""
+        if not isinstance(value, dict):
+            return value
+        queue, retry = value.get("sending_queue"), value.get("retry_on_failure") or {}
+        is_disk = isinstance(queue, dict) and queue.get("storage") == "disk"
+        if not is_disk or not isinstance(retry, dict):
+            return value
+        return {**value, "retry_on_failure": {"max_elapsed_time": 0, **retry}}
 
 
 class FileExporterConfig(ExporterConfig):

@@ -12,6 +12,7 @@ from otel_anomaly.config.section import Section
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from otel_anomaly.config.doors import GrpcReceiverConfig, HttpReceiverConfig
     from otel_anomaly.config.exporters import AnyExporterConfig
     from otel_anomaly.config.models import Config
 
@@ -26,11 +27,19 @@ def summary(config: Config) -> str:
     """Doors, detectors that are on with their limits, policy, exporters, and what stands beside."""
     protocols = config.receivers.otlp.protocols
     named = (("grpc", protocols.grpc), ("http", protocols.http))
-    doors = [f"otlp/{name} on {door.endpoint}" for name, door in named if door]
+    doors = [f"otlp/{name} on {door.endpoint}{_guards(door)}" for name, door in named if door]
     exporters = [
-        f"{name} ({_target(config, exporter)})" for name, exporter in config.exporters.items()
+        f"{name} ({_target(config, exporter)}){_queue(exporter)}"
+        for name, exporter in config.exporters.items()
     ]
-    beside = [f"metrics on {config.telemetry.metrics.endpoint}"]
+    beside = []
+    if config.ack == "sent":
+        beside.append("answers when that is delivered")
+    if config.redact.enabled:
+        beside.append(f"redacts {', '.join(config.redact.what)} ({config.redact.mode})")
+    beside.append(f"metrics on {config.telemetry.metrics.endpoint}")
+    if not config.storage.snapshots.enabled:
+        beside.append("forgets what it learned when it stops")
     if config.audit.enabled:
         beside.append(f"audit in {audit_path(config)}")
     return "; ".join(
@@ -42,6 +51,21 @@ def summary(config: Config) -> str:
             *beside,
         )
     )
+
+
+def _guards(door: GrpcReceiverConfig | HttpReceiverConfig) -> str:
+    """How a door is shut: ` (tls, bearer)`; nothing is said of an open one."""
+    guards = []
+    if door.tls is not None:
+        guards.append("tls" if door.tls.client_ca_file is None else "mutual tls")
+    if door.auth is not None:
+        kinds = (("bearer", door.auth.bearer), ("basic", door.auth.basic))
+        guards += [name for name, kind in kinds if kind is not None]
+    return f" ({', '.join(guards)})" if guards else ""
+
+
+def _queue(exporter: AnyExporterConfig) -> str:
+    return " from a disk queue" if exporter.sending_queue.storage == "disk" else ""
 
 
 def _detectors(config: Config) -> Iterator[str]:

@@ -29,9 +29,9 @@ from otel_anomaly.receivers.certificates import PemFiles, pem_files
 from otel_anomaly.receivers.credentials import Credentials
 from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.grpc_bodies import GrpcBodies
-from otel_anomaly.receivers.intake import LOG, Intake
+from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.looping import LoopGuard
-from otel_anomaly.receivers.reloading import FileReload, exposure
+from otel_anomaly.receivers.reloading import FileReload, warn_of_exposure
 from otel_anomaly.receivers.sockets import (
     allow_many_files,
     check_free,
@@ -131,8 +131,7 @@ class GrpcReceiver:
         self._server, self.port = await self._open(config, config.endpoint)
         self._bodies.open(self.port)
         await self._files.start(config)
-        if line := exposure("grpc", config):
-            LOG.warning("%s", line)
+        warn_of_exposure("grpc", config)
 
     async def _open(self, config: GrpcReceiverConfig, endpoint: str) -> tuple[Any, int]:
         server = grpc.aio.server(options=_options(config))
@@ -174,6 +173,7 @@ class GrpcReceiver:
             self._certificate.use(pem)
             await self._replace(config)
         self._certificate.use(pem)
+        warn_of_exposure("grpc", config, self._config)
         self._gate.credentials = credentials
         self._gate.limit_clients(config.per_client)
         self._bodies.bodies.limit = config.max_recv_msg_size_mib * _MIB

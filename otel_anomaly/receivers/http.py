@@ -27,10 +27,10 @@ from otel_anomaly.receivers.connections import Census, Limits
 from otel_anomaly.receivers.cors import Cors
 from otel_anomaly.receivers.credentials import Credentials
 from otel_anomaly.receivers.gate import Gate
-from otel_anomaly.receivers.intake import LOG, Intake
+from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.listener import Listener
 from otel_anomaly.receivers.looping import LoopGuard
-from otel_anomaly.receivers.reloading import FileReload, exposure
+from otel_anomaly.receivers.reloading import FileReload, warn_of_exposure
 from otel_anomaly.receivers.sockets import allow_many_files, connection_shares
 from otel_anomaly.receivers.status import (
     HTTP_STATUS,
@@ -140,8 +140,7 @@ class HttpReceiver:
         self._set_limits(config)
         await self._listener.start(context)
         await self._files.start(config)
-        if line := exposure("http", config):
-            LOG.warning("%s", line)
+        warn_of_exposure("http", config)
 
     async def reconfigure(self, config: HttpReceiverConfig) -> None:
         """Other limits, certificates, credentials; the port stays open.
@@ -157,6 +156,7 @@ class HttpReceiver:
         context = server_context(config.tls) if config.tls is not None else None
         if config.tls is not None or self._config.tls is not None:
             await self._listener.use_tls(context)
+        warn_of_exposure("http", config, self._config)
         self._gate.credentials = credentials
         self._config = config
         self._set_limits(config)

@@ -10,8 +10,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from otel_anomaly.receivers.certificates import FileWatch, tls_files
-from otel_anomaly.receivers.credentials import credential_files
+from otel_anomaly.receivers.certificates import FileWatch, server_context, tls_files
+from otel_anomaly.receivers.credentials import Credentials, credential_files
 from otel_anomaly.receivers.sockets import is_local
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ def files_of(config: DoorConfig) -> list[str]:
     return files + (credential_files(config.auth) if config.auth is not None else [])
 
 
+def check_files(config: DoorConfig) -> None:
+    """Raise ValueError for certificates or credentials that cannot be used."""
+    if config.tls is not None:
+        server_context(config.tls)
+    if config.auth is not None:
+        Credentials(config.auth)
+
+
 def exposure(transport: str, config: DoorConfig) -> str | None:
     """The one loud line about a door that strangers can reach; None when there is no need."""
     if is_local(config.endpoint):
@@ -52,6 +60,13 @@ def exposure(transport: str, config: DoorConfig) -> str | None:
         f"{' and '.join(what[name] for name in missing)}. "
         f"Set {' and '.join(f'{key}.{name}' for name in missing)}, or listen on 127.0.0.1"
     )
+
+
+def warn_of_exposure(transport: str, config: DoorConfig, former: DoorConfig | None = None) -> None:
+    """Say it, at the start and when a new configuration opens what was shut."""
+    line = exposure(transport, config)
+    if line is not None and (former is None or exposure(transport, former) != line):
+        LOG.warning("%s", line)
 
 
 class FileReload:
