@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HANG_UP: Final = getattr(signal, "SIGHUP", None)
 """What asks for a reload; there is none on Windows."""
 EXIT_OK, EXIT_CANNOT_START, EXIT_BY_FORCE = 0, 3, 4
+START_STOP_S: Final = 2.0
+"""For what has been started, when we are told to stop before all is."""
 STOP_S: Final = 15.0
 """For all of the stop but the drain: doors, snapshot, last writes. After that it ends by force."""
 
@@ -87,7 +89,8 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
             loop.add_signal_handler(HANG_UP, service.reloads.request)
         if sys.platform != "win32":
             loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
-        await service.start()
+        if not await _started(service, stop, last_resort):
+            return EXIT_OK
     except (OSError, ValueError) as error:
         say(f"otel-anomaly cannot start: {error}")
         return EXIT_CANNOT_START
@@ -99,6 +102,24 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
     await service.stop()
     say(_last_words(service).rstrip())
     return EXIT_OK
+
+
+async def _started(service: Service, stop: asyncio.Event, last_resort: LastResort) -> bool:
+    """Start, unless we are told to stop before that is done: compiling takes a minute, and cannot
+    be broken off but by force. Raises as `Service.start`."""
+    start, told = asyncio.create_task(service.start()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({start, told}, return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            start.result()
+            return True
+        sys.stderr.write("stopping before the start is over ...\n")
+        last_resort.arm(START_STOP_S, EXIT_OK, lambda: "nothing was taken in\n")
+        start.cancel()
+        await asyncio.wait({start})
+        return False
+    finally:
+        told.cancel()
 
 
 def _last_words(service: Service) -> str:

@@ -60,6 +60,27 @@ def run_until_killed(
     return running.run(config)
 
 
+class _Starting(service.Service):
+    """Never comes to the end of its start: it compiles, or a disk hangs."""
+
+    async def start(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+
+@pytest.mark.usefixtures("_handlers_come_back")
+def test_a_stop_is_heard_while_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Scenario: SIGTERM comes before the start is over.
+    Guarantees: it is broken off, exit 0; by force it would be only if that took long.
+    """
+    monkeypatch.setattr(running, "Service", _Starting)
+    assert running.run(config_in(tmp_path)) == 0
+    assert capsys.readouterr().err.endswith("stopping before the start is over ...\n")
+
+
 @pytest.mark.usefixtures("_handlers_come_back")
 @pytest.mark.parametrize("platform", [sys.platform, "win32"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

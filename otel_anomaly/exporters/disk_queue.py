@@ -282,9 +282,10 @@ class DiskQueue(SendQueue):
         """A round takes for ever, perhaps."""
         if number != self._round:
             return
-        self._shut_until_s = math.inf
-        self.problem = "the disk of the queue does not answer"
-        _LOG.warning("exporter %s: %s: clients are to send again", self.name, self.problem)
+        if self._shut_until_s != math.inf:
+            self._shut_until_s = math.inf
+            self.problem = "the disk of the queue does not answer"
+            _LOG.warning("exporter %s: %s: clients are to send again", self.name, self.problem)
         for one in (*self._writing, *self._unwritten):
             if one.answer is not None:
                 one.answer.settle(not_delivered("write_failed"))
