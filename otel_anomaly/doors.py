@@ -74,13 +74,16 @@ class Doors:
         if self.grpc is not None:
             await self.grpc.set_serving(serving=True)
 
-    async def shut(self) -> None:
-        """Take nothing more, answer what is inside. Safe on what was never opened."""
+    async def shut(self, grace_s: float) -> None:
+        """Take nothing more, answer what is inside. Safe on what was never opened.
+
+        Connections that are still busy after `grace_s`, or GRACE_S if that is shorter, are cut.
+        """
         if self.grpc is not None:
             with contextlib.suppress(RuntimeError):
                 await self.grpc.set_serving(serving=False)
         doors = [door for door in (self.grpc, self.http) if door is not None]
-        await asyncio.gather(*(door.stop(GRACE_S) for door in doors))
+        await asyncio.gather(*(door.stop(min(grace_s, GRACE_S)) for door in doors))
 
     async def reconfigure(self, old: Config, new: Config, undo: AsyncExitStack) -> None:
         """Go over to other limits; `undo` goes back. Raises ValueError naming what needs a restart.

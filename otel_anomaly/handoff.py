@@ -77,6 +77,11 @@ class Batch(NamedTuple):
     """`grpc` or `http`: the label of the receiver metrics."""
     received_ns: int
     """Arrival, nanoseconds since 1970."""
+    admitted: int | None = None
+    """Bytes for which the door was let in before it read them, see `Admit`; None: it never asked.
+    What came out of them, inflated or decoded, may be more."""
+    patience_s: float | None = None
+    """For so long does the client wait for the answer, as far as it said."""
 
 
 class Reply(NamedTuple):
@@ -106,7 +111,8 @@ class Payload(NamedTuple):
 Consume = Callable[[Batch], Awaitable[Reply]]
 """What a door calls with each batch. Never raises; the door maps the outcome."""
 Admit = Callable[[int], Reply | None]
-"""Asked by a door before it reads a body of so many wire bytes (0: not known). A reply refuses."""
+"""Asked by a door before it reads a body of so many wire bytes (0: not known). A reply refuses.
+Goes into `Batch.admitted`, so that the same bytes do not count again when they have arrived."""
 
 
 def admit_all(_size: int) -> Reply | None:

@@ -178,12 +178,17 @@ class MemoryLimiter:
         self._interval_s = config.check_interval / SECOND_NS
         self.look()
 
-    def admit(self, size: int) -> Reply | None:
-        """None: a request of so many bytes may come in, and counts. Else the refusal to give."""
+    def admit(self, size: int, admitted: int | None = None) -> Reply | None:
+        """None: a request of so many bytes may come in, and counts. Else the refusal to give.
+
+        `admitted`: it was let in as so many bytes before, and only the rest counts.
+        """
         now_s = self._clock.monotonic()
         if now_s >= self._look_s:
             self.look()
         size = max(size, REQUEST_BYTES_MIN)
+        if admitted is not None:
+            size = max(size - max(admitted, REQUEST_BYTES_MIN), 0)
         if not self._limit:
             return None
         if not self._has_room(size) and not self._refusing and now_s >= self._looked_s + AGAIN_S:

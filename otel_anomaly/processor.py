@@ -190,7 +190,7 @@ class Processor:
     def process(self, batch: Batch) -> Reply:
         """Take a batch over, or refuse it without a trace. Never raises on what a client sent."""
         if batch.signal is Signal.METRICS:
-            return self._pass_on(batch)
+            return self.pass_on(batch, is_metrics(batch.body))
         try:
             columns = scan(batch.body, self.keys, SIGNALS[batch.signal])
         except MalformedRequest as error:
@@ -216,7 +216,7 @@ class Processor:
         outcome = self._room.reserve(room)
         if outcome is not Outcome.ACCEPTED:
             spans = columns.span_count if batch.signal is Signal.TRACES else 0
-            return self._refuse(batch, outcome, spans, _REFUSALS[outcome])
+            return self._refuse(batch, outcome, spans, REFUSALS[outcome])
         if self._waits_for_identity(batch, columns):
             return _answered(self._hold_back(batch, columns, room))
         return _answered(self._finish(batch, columns, room))
@@ -428,15 +428,15 @@ class Processor:
         findings, steps = scratch.used.tolist()
         return Judgement(verdicts, scratch.findings[:findings], scratch.steps[:steps])
 
-    def _pass_on(self, batch: Batch) -> Reply:
-        """Metrics: byte for byte."""
+    def pass_on(self, batch: Batch, is_sound: bool) -> Reply:  # noqa: FBT001 - what they are.
+        """Metrics, byte for byte, if the check found them to be some."""
         if not batch.body:
             return Reply(Outcome.ACCEPTED)
-        if not is_metrics(np.frombuffer(batch.body, np.uint8)):
+        if not is_sound:
             return Reply(Outcome.MALFORMED, "not an ExportMetricsServiceRequest")
         outcome = self._room.reserve(len(batch.body))
         if outcome is not Outcome.ACCEPTED:
-            return Reply(outcome, _REFUSALS[outcome], self._retry_after_s(outcome))
+            return Reply(outcome, REFUSALS[outcome], self._retry_after_s(outcome))
         return _answered(self._room.commit(Payload(batch.body, batch.signal, 1), len(batch.body)))
 
     def _refuse(self, batch: Batch, outcome: Outcome, spans: int, message: str) -> Reply:
@@ -496,14 +496,14 @@ class Processor:
         }
 
 
-_REFUSALS = {
+REFUSALS = {
     Outcome.TOO_LARGE: "the request, annotated, is larger than an exporter's whole queue",
     Outcome.QUEUE_FULL: "the queue of an exporter is full: send again later",
     Outcome.MEMORY: "the service is near its memory limit: send again later",
     Outcome.STOPPING: "the service is stopping: send again later",
 }
-# What can come of a reservation; the others are for the door to say, or come later.
-assert set(_REFUSALS) == {Outcome.TOO_LARGE, *(each for each in Outcome if each.retryable)} - {
+"""What can come of a reservation. The others are for a door to say, or come later."""
+assert set(REFUSALS) == {Outcome.TOO_LARGE, *(each for each in Outcome if each.retryable)} - {
     Outcome.THROTTLED,
     Outcome.UNAVAILABLE,
 }

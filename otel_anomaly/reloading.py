@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from otel_anomaly.config import SECOND_NS, ConfigError
 
@@ -53,27 +53,12 @@ class Fixed:
 
 
 def check_can_change(old: Config, new: Config) -> None:
-    """Raise ValueError naming the keys that cannot change while the service runs."""
-    before, after = _fixed(old), _fixed(new)
-    # An exporter that is new or gone is no change of one.
-    wrong = [key for key in before.keys() & after.keys() if before[key] != after[key]]
-    if wrong:
-        raise ValueError(f"{', '.join(sorted(wrong))}: cannot change at run time: needs a restart")
+    """Raise ValueError naming what cannot change while the service runs.
 
-
-def _fixed(config: Config) -> dict[str, object]:
-    """Key -> value of what cannot change while the service runs."""
-    fixed: dict[str, object] = {"storage.directory": config.storage.directory}
-    for name, section in config.exporters.items():
-        queue = section.sending_queue
-        fixed |= {
-            f"exporters.{name}.sending_queue.{key}": getattr(queue, key)
-            for key in _OF_QUEUE & type(queue).model_fields.keys()
-        }
-    return fixed
-
-
-_OF_QUEUE: Final = {"storage", "directory", "fsync", "fsync_interval"}
+    Parts that can tell what they cannot change, doors and exporters, say so themselves.
+    """
+    if old.storage.directory != new.storage.directory:
+        raise ValueError("storage.directory: cannot change at run time: needs a restart")
 
 
 class Reloads:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_anomaly import __version__
+from otel_anomaly.config import SECOND_NS
 from otel_anomaly.directory_lock import DirectoryLock
 from otel_anomaly.kernels import cache_is_warm, signed
+from otel_anomaly.last_resort import LastResort
 from otel_anomaly.logs import log_to, on_loop_error
 from otel_anomaly.service import Service
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 HANG_UP: Final = getattr(signal, "SIGHUP", None)
 """What asks for a reload; there is none on Windows."""
-EXIT_OK, EXIT_CANNOT_START = 0, 3
+EXIT_OK, EXIT_CANNOT_START, EXIT_BY_FORCE = 0, 3, 4
+STOP_S: Final = 15.0
+"""For all of the stop but the drain: doors, snapshot, last writes. After that it ends by force."""
 
 
 class SystemClock:
@@ -67,7 +71,7 @@ def say(text: str) -> None:
         sys.stderr.flush()
 
 
-async def _serve(config: Config, source: Readable | None) -> int:
+async def _serve(config: Config, source: Readable | None, last_resort: LastResort) -> int:
     if not cache_is_warm():
         say("first start on this machine: compiling the kernels, about a minute ...")
     clock = SystemClock()
@@ -90,10 +94,18 @@ async def _serve(config: Config, source: Readable | None) -> int:
     say(_welcome(service, clock.monotonic() - started))
     await stop.wait()
     say("stopping: no new requests, delivering what is held ...")
+    limit_s = config.service.drain_timeout / SECOND_NS + STOP_S
+    last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: _last_words(service))
     await service.stop()
-    for name in service.exporter_names():
-        say(f"stopped: {name}: {service.telemetry.ledger(name).sentence()}")
+    say(_last_words(service).rstrip())
     return EXIT_OK
+
+
+def _last_words(service: Service) -> str:
+    """What became of the spans, a line for each exporter."""
+    ledger = service.telemetry.ledger
+    names = service.exporter_names()
+    return "".join(f"stopped: {name}: {ledger(name).sentence()}\n" for name in names)
 
 
 def _welcome(service: Service, seconds: float) -> str:
@@ -122,10 +134,15 @@ def run(config: Config, source: Readable | None = None) -> int:
 
 
 def _run_loop(config: Config, source: Readable | None) -> int:
-    if sys.platform == "win32":
-        return asyncio.run(_serve(config, source))
-    import uvloop  # noqa: PLC0415 - not to be had on Windows.
+    last_resort = LastResort()
+    try:
+        if sys.platform == "win32":
+            return asyncio.run(_serve(config, source, last_resort))
+        import uvloop  # noqa: PLC0415 - not to be had on Windows.
 
-    # By default it ends the process: a command may ask for a snapshot before there is a service.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    return uvloop.run(_serve(config, source))
+        # By default it ends the process: a command may ask for a snapshot before there is a
+        # service.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        return uvloop.run(_serve(config, source, last_resort))
+    finally:  # The loop waits for its threads, so this is behind all that can hang.
+        last_resort.disarm()

@@ -22,6 +22,7 @@ from otel_anomaly.episodes import EpisodeBook, read_pages
 from otel_anomaly.exporters import Exchange, Makers
 from otel_anomaly.handoff import Batch, Clock, Outcome, Reply, Signal
 from otel_anomaly.memory import MemoryLimiter
+from otel_anomaly.otlp.metrics import is_metrics
 from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
 from otel_anomaly.processor import SIGNALS, Processor
 from otel_anomaly.reloading import Fixed, Readable, Reloads, check_can_change
@@ -32,13 +33,17 @@ from otel_anomaly.telling import Telling, sink_names
 from otel_anomaly.warm import warm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from otel_anomaly.handoff import EpisodeEvent
     from otel_anomaly.state import Judgement
 
 INLINE_BYTES_MAX: Final = 1 << 20
 """A body up to here is scanned in the loop, in about a millisecond; a larger one in a thread."""
+METRICS_INLINE_BYTES_MAX: Final = 1 << 16
+"""The same for metrics, of which each field is checked: about a millisecond as well."""
+PATIENCE_SHARE: Final = 0.9
+"""Of the time until the client's deadline; the rest is for the answer's way."""
 TICK_S: Final = 1.0
 HOLD_STEPS: Final = 4
 """A span is held back by at most so much of `identity.hold` too long: a quarter."""
@@ -130,24 +135,40 @@ class Service:
         """The book of open episodes, for a snapshot."""
         return self._book.to_bytes()
 
-    def admit(self, size: int) -> Reply | None:
-        """What the doors ask before they read a request of `size` bytes. None: it may come in."""
+    def admit(self, size: int, admitted: int | None = None) -> Reply | None:
+        """What the doors ask before they read a request of `size` bytes. None: it may come in.
+
+        `admitted`: as how many bytes it was let in before, if it was.
+        """
         if self._stopping:
             return Reply(Outcome.STOPPING, "the service is stopping: send again later", 1.0)
-        return self.memory.admit(size)
+        return self.memory.admit(size, admitted)
 
     async def consume(self, batch: Batch) -> Reply:
         """What the doors call with each request."""
         # Anew: the door knew how long it was on the wire, and now it is inflated.
-        refusal = self.admit(len(batch.body))
+        refusal = self.admit(len(batch.body), batch.admitted)
         if refusal is not None:
             return refusal
         reply = await self._process(batch)
-        return reply if reply.pending is None else await reply.pending
+        if reply.pending is None:
+            return reply
+        return await self._in_time(reply.pending, batch.patience_s)
+
+    async def _in_time(self, pending: Awaitable[Reply], patience_s: float | None) -> Reply:
+        """The answer that is open, or while the client still listens: that there is none yet."""
+        try:
+            async with asyncio.timeout(patience_s and patience_s * PATIENCE_SHARE):
+                return await pending
+        except TimeoutError:
+            wait_s = self._fanout.retry_after_s()
+            return Reply(Outcome.UNAVAILABLE, "not done before your deadline", wait_s)
 
     async def _process(self, batch: Batch) -> Reply:
-        """Judge a batch and hand it on, the large ones scanned in a thread."""
-        if batch.signal is Signal.METRICS or len(batch.body) <= INLINE_BYTES_MAX:
+        """Judge a batch and hand it on, the large ones read in a thread."""
+        if batch.signal is Signal.METRICS:
+            return await self._pass_on(batch)
+        if len(batch.body) <= INLINE_BYTES_MAX:
             return self.processor.process(batch)
         signal, keys = SIGNALS[batch.signal], None
         try:
@@ -159,6 +180,11 @@ class Service:
         except MalformedRequest as error:
             return self.processor.refuse_unread(batch, error)
         return self.processor.process_columns(batch, columns)
+
+    async def _pass_on(self, batch: Batch) -> Reply:
+        if len(batch.body) <= METRICS_INLINE_BYTES_MAX:
+            return self.processor.process(batch)
+        return self.processor.pass_on(batch, await asyncio.to_thread(is_metrics, batch.body))
 
     async def reconfigure(self, config: Config) -> bool:
         """Go over to another configuration: no port is closed, nothing held or learned is lost.
@@ -256,7 +282,12 @@ class Service:
         return self.doors.places()
 
     async def stop(self) -> None:
-        """Door first. Safe to call on what was only half started."""
+        """Door first. Safe to call on what was only half started.
+
+        What the doors and the snapshot take of the drain timeout, the queues do not have.
+        """
+        drain_s, loop = self._config.service.drain_timeout / 1e9, asyncio.get_running_loop()
+        deadline_s = loop.time() + drain_s
         self.is_ready = False
         self.telemetry.ready.set(0)
         for task in self._reloaders:
@@ -264,7 +295,7 @@ class Service:
         if self._reloaders:  # A reload under way takes back what it has begun.
             await asyncio.wait(self._reloaders)
         self._fanout.hurry()
-        await self.doors.shut()
+        await self.doors.shut(drain_s)
         self._stopping = True
         if self._ticker is not None:
             self._ticker.cancel()
@@ -273,7 +304,7 @@ class Service:
             self._telling.tell(self._book.end_all(self.processor.state))
         try:
             if self._exporters_run:
-                await self._fanout.stop(self._config.service.drain_timeout / 1e9)
+                await self._fanout.stop(max(deadline_s - loop.time(), 0.0))
         finally:  # The threads of the sinks would keep the process alive.
             await self._telling.settled()
             await asyncio.to_thread(self._telling.close, self.telemetry.ledger())

@@ -110,8 +110,7 @@ def test_where_nobody_knows_a_slow_message_counts_whole(monkeypatch: pytest.Monk
             rig.door._bodies._received = lambda _host, _port: None
             await many(rig, stack, 6, 100)
             bodies = rig.door._bodies.bodies
-            await until(lambda: bodies.held == bodies.bytes_max)
-            assert len(bodies) == BODIES_HELD_MAX
+            await until(lambda: (len(bodies), bodies.held) == (BODIES_HELD_MAX, bodies.bytes_max))
             await until(lambda: rig.counted(Outcome.MEMORY) == 2)
 
     asyncio.run(scenario())

@@ -19,8 +19,9 @@ import pytest
 from otel_anomaly.exporters import Fanout
 from otel_anomaly.exporters.contract import SENT, SendResult, rejected, retry
 from otel_anomaly.exporters.disk_files import RealFiles
-from otel_anomaly.exporters.disk_queue import DiskQueue, ThreadWorker
+from otel_anomaly.exporters.disk_queue import DiskQueue
 from otel_anomaly.exporters.disk_store import DiskStore
+from otel_anomaly.exporters.disk_worker import ThreadWorker
 from otel_anomaly.exporters.queue import RETRY_AFTER_S_MAX
 from otel_anomaly.handoff import Outcome, Payload, Reply, Signal
 from otel_anomaly.telemetry import Telemetry

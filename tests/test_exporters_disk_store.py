@@ -165,6 +165,28 @@ def test_power_lost_at_any_byte(seed: int, fsync: str) -> None:
         world.safe &= set(found)
 
 
+@pytest.mark.parametrize("fsync", ["always", "interval"])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_was_sent_before_the_last_sync_stays_sent(fsync: str, seed: int) -> None:
+    """
+    Scenario: segments of which all is done, and one of which a part is; a sync; then the power
+    goes.
+    Guarantees: files that were removed do not come back, nor do the marks go: of what was done
+    before the sync nothing is there again.
+    """
+    disk = SimDisk(random.Random(seed))
+    store = store_on(disk, fsync=fsync)
+    store.open()
+    store.prepare(1 << 10)
+    places = append(store, [payload(number, 5_000) for number in range(40)], kept=True)
+    store.sync()  # Else records, too, may be gone.
+    store.mark([(DONE, place, 1) for place in places[:35]])
+    store.sync()
+    disk.lose_power()
+    again = store_on(disk, fsync=fsync)
+    assert again.open().requests == 5
+
+
 @pytest.mark.parametrize("seed", seeds(regression=(1, 4021), sweep=12))
 def test_a_disk_that_fails_at_any_call(seed: int) -> None:
     """

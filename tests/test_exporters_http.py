@@ -210,11 +210,12 @@ def test_partial_success_is_success() -> None:
     assert (result.kind, result.rejected, result.message) == (Kind.SENT, 3, "no room")
 
 
-@pytest.mark.parametrize("status", [200, 503])
-def test_an_oversized_response_is_final(status: int) -> None:
+@pytest.mark.parametrize(("status", "kind"), [(200, Kind.SENT), (503, Kind.REJECTED)])
+def test_an_oversized_response_is_final(status: int, kind: Kind) -> None:
     """
     Scenario: an endless response, and how much of it was taken from the server.
-    Guarantees: not retried, and reading stopped: the server cannot write it all.
+    Guarantees: not retried, and reading stopped: the server cannot write it all. After a success
+    the data counts as sent: that is what the status says.
     """
     written = 0
 
@@ -231,7 +232,8 @@ def test_an_oversized_response_is_final(status: int) -> None:
         return response
 
     result = send_once(Hop(answer))
-    assert (result.kind, result.about_data) == (Kind.REJECTED, False)
+    assert (result.kind, result.about_data) == (kind, kind is Kind.SENT)
+    assert "over 4194304 bytes" in result.message
     assert RESPONSE_BYTES_MAX <= written < 64 << 20
 
 
@@ -249,7 +251,7 @@ def test_a_compressed_response_is_not_inflated() -> None:
 
 def test_the_deadline_is_kept() -> None:
     """
-    Scenario: a next hop that never answers, and one that never ends its answer; 50 ms are given.
+    Scenario: a next hop that never answers; 50 ms are given.
     Guarantees: retried.
     """
 
@@ -257,15 +259,34 @@ def test_the_deadline_is_kept() -> None:
         await asyncio.sleep(30)
         return web.Response()
 
-    async def endless(request: web.BaseRequest) -> web.StreamResponse:
-        response = web.StreamResponse()
+    assert send_once(Hop(silent), timeout="50ms").kind is Kind.RETRY
+
+
+@pytest.mark.parametrize("ends", ["never", "broken"])
+@pytest.mark.parametrize(
+    ("status", "kind"), [(200, Kind.SENT), (503, Kind.RETRY), (400, Kind.REJECTED)]
+)
+def test_the_status_decides_when_the_body_does_not_come(
+    status: int, kind: Kind, ends: str
+) -> None:
+    """
+    Scenario: a status, then a body that never ends, or whose line breaks in the middle.
+    Guarantees: what the status says: after a success the data was taken, and sending it again
+    would double it.
+    """
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        response.content_length = 100
         await response.prepare(request)
         await response.write(b"x")
-        await asyncio.sleep(30)
+        if ends == "broken" and request.transport is not None:
+            request.transport.close()
+        else:
+            await asyncio.sleep(30)
         return response
 
-    for answer in (silent, endless):
-        assert send_once(Hop(answer), timeout="50ms").kind is Kind.RETRY
+    assert send_once(Hop(answer), timeout="200ms").kind is kind
 
 
 def test_away_and_back() -> None:

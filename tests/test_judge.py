@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from otel_anomaly.detectors.finding import SECOND_NS
 from otel_anomaly.handoff import Outcome, Signal
+from otel_anomaly.processor import REFUSALS
 from tests.fleet_traffic import Fleet
 from tests.judge_rigs import KEEN, OBSERVING, check_state, feed
 from tests.naive_judge import NaiveJudge
@@ -300,7 +301,7 @@ def test_delivered_twice_changes_nothing(seed: int) -> None:
         assert rig.counts("duplicates") == counted["duplicates", ()] + len(judged)
 
 
-@pytest.mark.parametrize("outcome", [o for o in Outcome if o is not Outcome.ACCEPTED])
+@pytest.mark.parametrize("outcome", [*REFUSALS, Outcome.MALFORMED])
 def test_refused_leaves_no_trace(outcome: Outcome) -> None:
     """
     Scenario: a request is refused, for each reason there is; then it comes again.

@@ -207,6 +207,26 @@ def test_a_burst_between_two_looks() -> None:
     assert rig.admits(30 * MIB)
 
 
+def test_the_same_bytes_count_once() -> None:
+    """
+    Scenario: 700 of 800 MiB are used; a request of 60 MiB arrives as announced, then one that was
+    announced as 10 MiB and came to 60, then one whose size nobody knew.
+    Guarantees: the first counts once; of the others what was not known of before, which the last
+    one finds no room for; what is smaller than announced takes nothing, and gives nothing back.
+    """
+    rig = Rig(700 * MIB)
+    admit = rig.limiter.admit
+    assert admit(60 * MIB) is None
+    assert admit(60 * MIB, 60 * MIB) is None
+    assert admit(5 * MIB, 60 * MIB) is None
+    assert admit(10 * MIB) is None
+    assert admit(39 * MIB, 10 * MIB) is None  # 99 MiB in all.
+    assert admit(0) is None
+    assert admit(2 * MIB, 0) is not None
+    assert admit(1 * MIB, 0) is None  # What it took before it was known counts to it.
+    assert not rig.admits()
+
+
 def test_what_passes_through_does_not_stay() -> None:
     """
     Scenario: 40 MiB come in every 20 ms and leave again, for ten seconds; 700 of 800 MiB are used.

@@ -13,7 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from otel_anomaly.config import MetricsConfig
-from otel_anomaly.handoff import Outcome, Reply, Signal
+from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
 from otel_anomaly.receivers import status
 from otel_anomaly.receivers.intake import LOG_EVERY_S, Intake
 from otel_anomaly.receivers.monitoring import METRICS_TYPE, Monitoring
@@ -107,9 +107,9 @@ def test_intake_counts_each_request_once(outcome: Outcome) -> None:
 
     async def scenario() -> None:
         consumer = Consumer(Reply(outcome, "m", 1.0))
-        reply = await intake(consumer, telemetry, clock).take(b"body")
+        reply = await intake(consumer, telemetry, clock).take(b"body", 4, 2.5)
         assert reply == consumer.answer
-        assert consumer.batches == [(b"body", Signal.LOGS, "grpc", clock.wall_ns)]
+        assert consumer.batches == [Batch(b"body", Signal.LOGS, "grpc", clock.wall_ns, 4, 2.5)]
 
     asyncio.run(scenario())
     for each in Outcome:

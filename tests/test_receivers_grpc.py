@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from otel_anomaly.config import GrpcReceiverConfig
-from otel_anomaly.handoff import Outcome, Reply, Signal
+from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
 from otel_anomaly.receivers.grpc import HEALTH_NAMES, SERVICES, STATUS_DETAILS_KEY, GrpcReceiver
 from otel_anomaly.telemetry import Telemetry
 from tests.door_process import HTTP_LIMIT
@@ -57,7 +57,7 @@ def test_accepts_each_signal(signal: Signal, body: bytes, compression: grpc.Comp
     async def scenario() -> None:
         async with grpc_door() as rig:
             assert await rig.export(body, SERVICES[signal], compression=compression) == b""
-            assert rig.consumer.batches == [(body, signal, "grpc", NOW_NS)]
+            assert rig.consumer.batches == [Batch(body, signal, "grpc", NOW_NS, 0)]
             assert rig.counted(Outcome.ACCEPTED, signal.value) == 1
 
     asyncio.run(scenario())

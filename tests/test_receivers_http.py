@@ -10,7 +10,7 @@ import zlib
 import pytest
 from google.rpc import error_details_pb2
 
-from otel_anomaly.handoff import Outcome, Reply, Signal
+from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
 from otel_anomaly.receivers import body, http
 from tests.door_rigs import (
     NOW_NS,
@@ -43,7 +43,8 @@ def upper(json_body: bytes, signal: Signal) -> bytes:
 def test_accepts_each_signal_in_each_coding(signal: Signal, coding: str) -> None:
     """
     Scenario: one request of each signal, plain and in every coding.
-    Guarantees: the body reaches the processor byte for byte with its signal and arrival; the answer
+    Guarantees: the body reaches the processor byte for byte with its signal, arrival and size on
+    the wire; the answer
     is 200, empty, in the request's type.
     """
 
@@ -53,7 +54,7 @@ def test_accepts_each_signal_in_each_coding(signal: Signal, coding: str) -> None
             answer = await rig.post(sent, f"/v1/{signal.value}", content_encoding=coding)
             assert (answer.status, answer.body) == (200, b"")
             assert answer.headers["content-type"] == PROTOBUF
-            assert rig.consumer.batches == [(BODY, signal, "http", NOW_NS)]
+            assert rig.consumer.batches == [Batch(BODY, signal, "http", NOW_NS, len(sent))]
             assert rig.counted(Outcome.ACCEPTED, signal.value) == 1
 
     asyncio.run(scenario())

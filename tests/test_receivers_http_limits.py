@@ -13,11 +13,11 @@ import uvloop
 from aiohttp import web
 
 from otel_anomaly.config import HttpReceiverConfig
-from otel_anomaly.handoff import Outcome
+from otel_anomaly.handoff import Outcome, Signal
 from otel_anomaly.receivers import unfinished
 from otel_anomaly.receivers.body import BodyReader
+from otel_anomaly.receivers.http import JSON_INLINE_BYTES_MAX, HttpReceiver, _Accepted
 from otel_anomaly.receivers.http import PROTOBUF as MEDIA
-from otel_anomaly.receivers.http import HttpReceiver, _Accepted
 from otel_anomaly.receivers.unfinished import Refused
 from otel_anomaly.telemetry import Telemetry
 from tests.door_rigs import (
@@ -333,3 +333,31 @@ def test_client_that_is_gone_before_its_handler_runs() -> None:
         asyncio.run(BodyReader(1000, 60).read(half_a_request(transport=None), ""))
     with pytest.raises(ConnectionError):
         asyncio.run(_Accepted(MEDIA, StandingClock()).prepare(half_a_request(transport=None)))
+
+
+@pytest.mark.parametrize("padding", [0, JSON_INLINE_BYTES_MAX])
+def test_the_limit_holds_for_what_json_becomes(padding: int) -> None:
+    """
+    Scenario: JSON under the limit that decodes to the limit, and to a byte more; small, and large
+    enough for a thread, while it is looked at what is held.
+    Guarantees: 200 and 413; while a thread decodes, the text and all it may become are held, then
+    nothing is.
+    """
+    limit, held = 4 * (padding + 100), list[int]()
+
+    async def scenario() -> None:
+        def decode(text: bytes, _signal: Signal) -> bytes:
+            held.append(rig.door._bodies.held)
+            return bytes(limit + text.count(b"!"))
+
+        async with http_door(limit=limit, decode_json=decode) as rig:
+            for end, status in ((b"", 200), (b"!", 413)):
+                text = b" " * (padding + 1) + end
+                answer = await rig.post(text, content_type="application/json")
+                assert answer.status == status
+            assert rig.counted(Outcome.TOO_LARGE) == len(rig.consumer.batches) == 1
+            assert rig.consumer.batches[0].admitted == padding + 1
+            assert rig.door._bodies.held == 0
+
+    asyncio.run(scenario())
+    assert held == ([0, 0] if not padding else [5 * (padding + 1), 5 * (padding + 2)])

@@ -14,6 +14,7 @@ import pytest
 from otel_anomaly import __version__, doors, service
 from otel_anomaly.config import SECOND_NS, config_hash
 from otel_anomaly.handoff import Outcome, Signal
+from otel_anomaly.otlp.metrics import is_metrics
 from otel_anomaly.sinks import verify
 from otel_anomaly.telemetry import Ledger
 from tests.door_rigs import NOW_NS, until
@@ -105,6 +106,40 @@ def test_metrics_and_logs_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asyncio.run(play())
     for signal in ("metrics", "logs"):
         assert (tmp_path / f"{signal}.jsonl").read_text() == "{}\n{}\n"
+
+
+def test_large_metrics_are_checked_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: metrics of the size up to which they are checked in the loop, then of a byte more; a
+    broken request of each.
+    Guarantees: taken and refused alike; the larger ones were checked outside the loop.
+    """
+    threads: list[threading.Thread] = []
+
+    def check(body: bytes) -> bool:
+        threads.append(threading.current_thread())
+        return is_metrics(body)
+
+    monkeypatch.setattr(service, "is_metrics", check)
+    monkeypatch.setattr(service, "METRICS_INLINE_BYTES_MAX", 1027)
+    body = b"\x7a\x80\x08" + bytes(1024)
+
+    async def play() -> None:
+        async with running(tmp_path) as at:
+            replies = [
+                await at.consume(each, Signal.METRICS)
+                for each in (body, body[:-1], body + b"\x78\x01", body + b"\x78")
+            ]
+            assert [reply.outcome for reply in replies] == [
+                Outcome.ACCEPTED,
+                Outcome.MALFORMED,
+            ] * 2
+
+    asyncio.run(play())
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 def test_calls_told_by_logs(tmp_path: Path) -> None:
@@ -321,6 +356,36 @@ def test_what_cannot_be_delivered_is_in_the_ledger(tmp_path: Path) -> None:
         assert at.audit()[-1]["reason"] == "accepted 5, sent 5, held 0, dropped 5"
 
     asyncio.run(play())
+
+
+def test_doors_and_queues_share_the_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: the doors take a tenth of a second of the ten seconds to drain.
+    Guarantees: they are told how long there is, and the queues get what they left of it.
+    """
+    told = list[float]()
+
+    async def shut(grace_s: float) -> None:
+        told.append(grace_s)
+        await asyncio.sleep(0.1)
+
+    async def drain(timeout_s: float) -> dict[str, int]:
+        told.append(timeout_s)
+        return {}
+
+    async def play() -> None:
+        async with running(tmp_path, service={"drain_timeout": "10s"}) as at:
+            fanout, doors = at.service._fanout, at.service.doors
+            really_drain, really_shut = fanout.stop, doors.shut
+            monkeypatch.setattr(fanout, "stop", drain)
+            monkeypatch.setattr(doors, "shut", shut)
+            await at.service.stop()
+            monkeypatch.setattr(fanout, "stop", really_drain)
+            monkeypatch.setattr(doors, "shut", really_shut)
+
+    asyncio.run(play())
+    assert told[0] == 10
+    assert told[1] < 9.95
 
 
 @pytest.mark.parametrize("door", ["grpc", "http"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import grpc.aio
+import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from otel_anomaly.exporters.contract import Kind, SendResult
@@ -75,6 +76,39 @@ def test_sent_again_is_judged_once(tmp_path: Path) -> None:
             outcome = {"transport": "http", "signal": "traces", "outcome": "unavailable"}
             assert at.metric("receiver_requests_total", **outcome) == 2
         assert len(at.actions()) == 6
+
+    asyncio.run(play())
+
+
+def test_the_answer_comes_before_the_deadline_of_the_client(tmp_path: Path) -> None:
+    """
+    Scenario: with `ack: sent` the next hop takes its time; a gRPC client waits for two seconds at
+    the most, less than `ack_timeout`.
+    Guarantees: it is told to send again, and when; it does not find out by its own clock. What it
+    sent is delivered all the same.
+    """
+
+    async def play() -> None:
+        slow = asyncio.Event()
+
+        async def send(_body: bytes, _signal: Signal, _items: int) -> SendResult:
+            await slow.wait()
+            return SendResult(Kind.SENT)
+
+        async with running(tmp_path, ack="sent") as at:
+            (queue,) = at.service._fanout._queues
+            queue._exporter.send = send
+            assert at.service.doors.grpc is not None
+            port = at.service.doors.grpc.port
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                export = channel.unary_unary(f"/{SERVICES[Signal.TRACES]}/Export")
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await export(calls(3), timeout=2)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "deadline" in (caught.value.details() or "")
+            assert "grpc-status-details-bin" in dict(caught.value.trailing_metadata() or ())
+            slow.set()
+        assert at.service.telemetry.ledger("file").sent == 3
 
     asyncio.run(play())
 

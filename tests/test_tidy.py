@@ -83,7 +83,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | EDGE
     | {"processor", "report", "episodes", "warm", "exporters", "doors", "telling"}
     | {"memory", "reloading", "snapshots"},
-    "running": {"config", "kernels", "directory_lock", "logs", "reloading", "service"},
+    "last_resort": set(),
+    "running": {"config", "kernels", "directory_lock", "logs", "reloading", "service"}
+    | {"last_resort"},
     "asking": {"config", "directory_lock", "snapshot_file", "snapshots"},
     "probe": {"config"},
     "cli": {"handoff", "config", "sinks", "replay", "running", "probe", "asking"},

@@ -64,7 +64,7 @@ def watching(file: Path, story: Callable[[Watched], AsyncIterator[None]]) -> lis
 
 def run(main: Coroutine[None, None, None]) -> None:
     """In virtual time; threads are steps of it."""
-    play(main, random.Random(1))
+    play(main, random.Random(1), 0.0)
 
 
 def limit(warn: int) -> str:

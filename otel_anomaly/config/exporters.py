@@ -96,7 +96,8 @@ class QueueConfig(Section):
     """When what is written is forced to the disk: before the client hears OK, now and then, or
     when the system likes. A process that is killed loses nothing either way, a power cut does."""
     fsync_interval: Annotated[Duration, Field(gt=0)] = SECOND_NS
-    """How much may be lost to a power cut with `fsync: interval`."""
+    """How much may be lost to a power cut with `fsync: interval`; and with `always`, too, what was
+    delivered in that time is sent again after one."""
     queue_size: Annotated[Size, Field(gt=0)] = 256 * MIB
     """Bytes held in memory: all that waits, or, of a disk queue, what is written and read ahead."""
     num_consumers: Count = Field(default=4, ge=1, le=64)

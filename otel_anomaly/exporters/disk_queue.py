@@ -14,7 +14,8 @@ read ahead from the disk. What finds no place among the fresh is read when it is
 Rule 3: a record leaves the disk when it was sent or given up. The drain deadline gives up nothing.
 
 Rule 4: after a write that failed the clients of that round are asked to send again, and the door
-is shut for a second, before anything is learned.
+is shut for a second, before anything is learned. A disk that does not answer shuts the door until
+it does; then, too, nobody waits for it for long, and neither does the stop.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from otel_anomaly.config import MIB, SECOND_NS
 from otel_anomaly.exporters.answer import not_delivered
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from otel_anomaly.exporters.contract import Exporter
     from otel_anomaly.exporters.disk_format import Record
     from otel_anomaly.exporters.disk_store import DiskStore, Loaded, Place
+    from otel_anomaly.exporters.disk_worker import Worker
     from otel_anomaly.handoff import Payload
     from otel_anomaly.telemetry import Telemetry
 
@@ -57,33 +59,13 @@ LOAD_BYTES_MAX: Final = 4 * MIB
 """Read from the disk at once, and as much again is under way to the consumers."""
 SHUT_S: Final = 1.0
 """After a failure of the disk it is left alone for so long."""
+STALL_S: Final = 8.0
+"""A round at the disk that takes longer: whoever waits is asked to send again. Less than the 10 s
+after which most SDKs give up by themselves, and more than a busy disk needs."""
+LAST_ROUND_S: Final = 3.0
+"""For what is still to be written when the time to deliver is over; then the disk is left alone."""
 SPILLED_ANSWERS_MAX: Final = 20_000
 """Clients that wait for records on disk alone; those who gave up are then forgotten."""
-
-
-class Worker(Protocol):
-    """Runs what blocks, one call after the other."""
-
-    async def run(self, action: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
-        """What `action` returns or raises."""
-
-    def close(self) -> None:
-        """No more calls."""
-
-
-class ThreadWorker:
-    """A thread of its own."""
-
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"queue {name}")
-
-    async def run(self, action: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
-        """What `action` returns or raises."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, action, *arguments)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._pool.shutdown(wait=False)
 
 
 class _Written(NamedTuple):
@@ -125,6 +107,10 @@ class DiskQueue(SendQueue):
         self._reserved = 0
         self._unwritten: deque[_Written] = deque()
         self._unwritten_charge = 0
+        self._writing: list[_Written] = []
+        self._round = 0
+        """Counts up at the begin and at the end of a round: odd while one is under way."""
+        self._stall_s = STALL_S
         self._wanted = 0
         """What was refused last for want of room on a full disk."""
         self._room_due = False
@@ -256,13 +242,10 @@ class DiskQueue(SendQueue):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._wake.set()
-        if self._disk_task is not None:
-            await self._disk_task
+        await self._leave_disk()
         for timer in (self._sync_timer, self._room_timer):
             if timer is not None:
                 timer.cancel()
-        await self._worker.run(self._close_store)
         self._worker.close()
         await self._exporter.close()
         self.ledger.stays()
@@ -270,6 +253,41 @@ class DiskQueue(SendQueue):
             text = "exporter %s: %d requests with %d spans stay on disk"
             _LOG.warning(text, self.name, self._open, self.ledger.held_spans)
         return self._shutdown_spans
+
+    async def _leave_disk(self) -> None:
+        """Write what is left to be written and close; or leave a disk alone that hangs."""
+
+        async def last_rounds() -> None:
+            self._wake.set()
+            if self._disk_task is not None:
+                await self._disk_task
+            await self._worker.run(self._close_store)
+
+        try:
+            await asyncio.wait_for(last_rounds(), LAST_ROUND_S)
+        except TimeoutError:
+            lost = (*self._writing, *self._unwritten)
+            text = "exporter %s: its disk does not answer and is left alone, %d requests unwritten"
+            _LOG.error(text, self.name, len(lost))
+            for one in lost:
+                self._lose(one, "write_failed")
+
+    def hurry(self, within_s: float) -> None:
+        """Nobody is to wait for the disk for longer than this."""
+        self._stall_s = min(within_s, STALL_S)
+        if self._round % 2:
+            self._loop.call_later(self._stall_s, self._on_stall, self._round)
+
+    def _on_stall(self, number: int) -> None:
+        """A round takes for ever, perhaps."""
+        if number != self._round:
+            return
+        self._shut_until_s = math.inf
+        self.problem = "the disk of the queue does not answer"
+        _LOG.warning("exporter %s: %s: clients are to send again", self.name, self.problem)
+        for one in (*self._writing, *self._unwritten):
+            if one.answer is not None:
+                one.answer.settle(not_delivered("write_failed"))
 
     def _close_store(self) -> None:
         try:
@@ -305,7 +323,9 @@ class DiskQueue(SendQueue):
         batch, self._unwritten = list(self._unwritten), deque()
         marks, self._marks = self._marks, []
         need = self._reserved + self._unwritten_charge + self._wanted
+        self._writing = batch
         done = await self._at_disk(self._write_round, batch, marks, need)
+        self._writing = []
         for one, place in zip(batch, done.places, strict=False):
             self._is_written(one, place)
         for one in batch[len(done.places) :]:
@@ -370,11 +390,19 @@ class DiskQueue(SendQueue):
 
     async def _at_disk(self, action: Callable[..., _Round], *arguments: object) -> _Round:
         """A round. Whatever it raises is a failure of the disk: the queue must outlive it."""
+        self._round += 1
+        stall = self._loop.call_later(self._stall_s, self._on_stall, self._round)
         try:
             done: _Round = await self._worker.run(action, *arguments)
         except Exception as error:  # noqa: BLE001 - rule of the house: outlive every bug.
             _LOG.exception("exporter %s: a mistake of ours", self.name)
-            return _Round([], None, type(error).__name__)
+            done = _Round([], None, type(error).__name__)
+        finally:
+            stall.cancel()
+        self._round += 1
+        if self._shut_until_s == math.inf:
+            self._shut_until_s, self.problem = 0.0, ""
+            _LOG.info("exporter %s: the disk of the queue answers again", self.name)
         return done
 
     def _after(self, error: str | None) -> None:

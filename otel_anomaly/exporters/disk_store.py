@@ -102,6 +102,7 @@ class DiskStore:
         self._active: Segment | None = None
         self._next_id = self._next_number = 1
         self._unsynced: set[Segment] = set()
+        self._names_changed = False
         self.charge = 0
         """Bytes that all segments take."""
         self.left = 0
@@ -211,7 +212,11 @@ class DiskStore:
         return places
 
     def mark(self, marks: Iterable[tuple[int, Place, int]]) -> None:
-        """Note (kind, place, spans). A failure costs a repetition, nothing else."""
+        """Note (kind, place, spans). A failure costs a repetition, nothing else.
+
+        So does a power cut, up to the next `sync`, also with `fsync: always`: to force the marks
+        with each round took 20 to 40 % of the small requests (32 clients, 5.3 KB, 2-core machine).
+        """
         by_segment: dict[Segment, list[tuple[int, int, int]]] = {}
         for kind, (segment, number), spans in marks:
             by_segment.setdefault(segment, []).append((kind, number, spans))
@@ -225,6 +230,7 @@ class DiskStore:
                     segment.write_marks(lines)
                 except OSError as error:
                     self._note(f"cannot write {segment.book_name}", error)
+            self._names_changed = True  # Its book is new, or both files go.
             self._tidy(segment)
 
     def sync(self) -> None:
@@ -236,6 +242,10 @@ class DiskStore:
             if segment is self._active:
                 segment.file().sync()
             self._try(segment.sync_marks)
+        if self._names_changed:
+            # Else a power cut brings back files that are gone, and all in them is sent again.
+            self._names_changed = False
+            self._try(self._files.sync)
 
     # Reading.
 

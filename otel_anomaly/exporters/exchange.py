@@ -78,7 +78,7 @@ class Exchange:
             if name in config.exporters and stored(name, config) != line.stored:
                 raise ValueError(
                     f"exporters.{name}.sending_queue: storage, directory and fsync cannot change"
-                    " while it runs: needs a restart"
+                    " at run time: needs a restart"
                 )
 
     def _check_files(self, config: Config) -> None:

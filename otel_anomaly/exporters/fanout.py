@@ -152,7 +152,9 @@ class Fanout:
         return {f"exporters.{name}": problem for name, problem in found.items()}
 
     def hurry(self) -> None:
-        """The service is about to stop: whoever waits for delivery is answered soon."""
+        """The service is about to stop: whoever waits is answered soon."""
+        for queue in self._queues:
+            queue.hurry(STOP_ANSWER_S)
         self._ack_timeout_s = min(self._ack_timeout_s, STOP_ANSWER_S)
         for answer in self._open:
             asyncio.get_running_loop().call_later(self._ack_timeout_s, answer.settle, _LATE)

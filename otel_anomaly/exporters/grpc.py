@@ -48,6 +48,8 @@ NOT_ABOUT_DATA: Final = frozenset(
 )
 """Refusals that every other request would meet as well."""
 
+RESPONSE_TOO_LARGE: Final = "CLIENT: Received message larger than max"
+
 OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
     ("grpc.primary_user_agent", USER_AGENT),
     ("grpc.max_receive_message_length", RESPONSE_BYTES_MAX),
@@ -102,7 +104,7 @@ class GrpcExporter:
                 body, timeout=self._timeout_s, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
-            return failure(error)
+            return taken(None, signal) if _is_response_too_large(error) else failure(error)
         return taken(response, signal)
 
     async def close(self) -> None:
@@ -118,6 +120,15 @@ def failure(error: grpc.aio.AioRpcError) -> SendResult:
     if code in RETRYABLE or (code is Code.RESOURCE_EXHAUSTED and hint_s is not None):
         return retry(message, hint_s)
     return rejected(message, about_data=code not in NOT_ABOUT_DATA)
+
+
+def _is_response_too_large(error: grpc.aio.AioRpcError) -> bool:
+    """Whether it is our own grpcio that refuses: only a call that succeeded has a response.
+
+    A server that finds our request too large says the same words, and SERVER.
+    """
+    mine = error.code() is Code.RESOURCE_EXHAUSTED and RESPONSE_TOO_LARGE in (error.details() or "")
+    return mine and not error.trailing_metadata()
 
 
 def _status_details(metadata: Any) -> bytes:  # noqa: ANN401 - grpc has no types.

@@ -61,6 +61,9 @@ PLAIN_BYTES_MAX: Final = 1 << 20
 
 CONTENT_TYPE: Final = {"proto": "application/x-protobuf", "json": "application/json"}
 
+BROKEN_OFF: Final = b"\xff"
+"""For a response that did not come whole: neither protobuf nor JSON, so nothing is read in it."""
+
 OUR_HEADERS: Final = frozenset(
     {"content-type", "content-encoding", "content-length", "transfer-encoding"}
 )
@@ -127,14 +130,14 @@ class HttpExporter:
             return retry("no answer within the timeout")
         except (aiohttp.ClientError, OSError) as error:
             return retry(f"{type(error).__name__}: {clipped(error)}")
+        in_json = response.headers.get("Content-Type", "").startswith("application/json")
+        if OK_FIRST <= response.status <= OK_LAST:
+            return taken(content, signal, in_json=in_json)
         if content is None:
             return rejected(
                 f"{response.status}: the response is over {RESPONSE_BYTES_MAX} bytes",
                 about_data=False,
             )
-        in_json = response.headers.get("Content-Type", "").startswith("application/json")
-        if OK_FIRST <= response.status <= OK_LAST:
-            return taken(content, signal, in_json=in_json)
         hint = response.headers.get("Retry-After")
         message = status_message(content, in_json=in_json)
         return failure(response.status, message, retry_after_s(hint, self._clock.now_ns()))
@@ -185,15 +188,22 @@ def failure(status: int, message: str, hint_s: float | None) -> SendResult:
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes | None:
-    """The body; None when it is over the limit. No more than that is ever held."""
+    """The body as far as it comes; None when it is over the limit. No more than that is ever held.
+
+    The status has come before it, and what that says stays true when the line breaks now.
+    """
     chunks: list[bytes] = []
     left = RESPONSE_BYTES_MAX
-    async for chunk in response.content.iter_any():
-        left -= len(chunk)
-        if left < 0:
-            response.close()
-            return None
-        chunks.append(chunk)
+    try:
+        async for chunk in response.content.iter_any():
+            left -= len(chunk)
+            if left < 0:
+                response.close()
+                return None
+            chunks.append(chunk)
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        response.close()
+        return BROKEN_OFF
     return b"".join(chunks)
 
 

@@ -281,6 +281,10 @@ class SendQueue:
         if self._draining and not self.used:
             self._empty.set()
 
+    def hurry(self, within_s: float) -> None:
+        """The service is about to stop: who waits for this queue's disk, if it has one, must be
+        answered within so long."""
+
     def trouble(self) -> str:
         """What the exporter said last, if it fails; for health."""
         return self._notices.trouble()
@@ -412,11 +416,15 @@ class SendQueue:
         self._notices.works()
         for reason, items in result.losses:
             self._notices.lost(reason, f"{items} items, in pieces", self._loop.time())
-        if result.rejected or result.message:
+        if result.rejected:
             text = f"{result.rejected} not kept by the next hop: {result.message}"
             self._notices.lost("partial success", text, self._loop.time())
+        elif result.message:
+            self._notices.lost("taken by the next hop", result.message, self._loop.time())
         left_out = max(result.rejected, 0) + sum(items for _, items in result.losses)
-        group.tell(Reply(Outcome.ACCEPTED, result.message, rejected=left_out))
+        # Only with a loss: a warning without one would be logged by clients for each request.
+        message = result.message if left_out else ""
+        group.tell(Reply(Outcome.ACCEPTED, message, rejected=left_out))
         self._leave(group)
 
     def _refused(self, group: Group, result: SendResult) -> None:

@@ -22,8 +22,9 @@ from otel_anomaly.config import (
 )
 from otel_anomaly.exporters.debug import DebugExporter
 from otel_anomaly.exporters.disk_files import RealFiles
-from otel_anomaly.exporters.disk_queue import DiskQueue, ThreadWorker
+from otel_anomaly.exporters.disk_queue import DiskQueue
 from otel_anomaly.exporters.disk_store import DiskStore
+from otel_anomaly.exporters.disk_worker import ThreadWorker
 from otel_anomaly.exporters.fanout import Fanout
 from otel_anomaly.exporters.file import FileExporter
 from otel_anomaly.exporters.grpc import GrpcExporter

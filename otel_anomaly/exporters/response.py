@@ -53,8 +53,10 @@ _SUCCESS: Final = {
 assert set(_SUCCESS) == set(Signal), "every signal has its response"
 
 
-def taken(body: bytes, signal: Signal, *, in_json: bool = False) -> SendResult:
-    """The result of a request that was answered with success."""
+def taken(body: bytes | None, signal: Signal, *, in_json: bool = False) -> SendResult:
+    """The result of a request that was answered with success; None: with too long a response."""
+    if body is None:
+        return SendResult(Kind.SENT, f"its response is over {RESPONSE_BYTES_MAX} bytes")
     if not body:
         return SENT
     success = _SUCCESS[signal]

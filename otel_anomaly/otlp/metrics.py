@@ -12,8 +12,13 @@ from otel_anomaly.otlp.rows import IN_REQUEST
 from otel_anomaly.otlp.wire import METRICS_REQUEST, check_message
 
 
-@kernel
-def is_metrics(data: Array) -> bool:
+def is_metrics(body: bytes) -> bool:
     """Whether the bytes are an ExportMetricsServiceRequest."""
+    return bool(are_metrics(np.frombuffer(body, np.uint8)))
+
+
+@kernel
+def are_metrics(data: Array) -> bool:
+    """The same of bytes as an array."""
     data = borrow(data)
     return check_message(data, np.int64(0), np.int64(data.size), METRICS_REQUEST, IN_REQUEST)

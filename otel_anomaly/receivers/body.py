@@ -22,7 +22,7 @@ from otel_anomaly.receivers.unfinished import Body, Refused, Unfinished
 from otel_anomaly.receivers.zstd import inflate_zstd
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from aiohttp.web import BaseRequest
 
@@ -34,6 +34,9 @@ MEMBERS_MAX: Final = 1024
 """Gzip members of one body. More are an attack: an empty member is 20 bytes and costs a call."""
 CHUNKS_MAX: Final = 256
 """Received chunks kept apart. A bytes object of one byte weighs 34, so more are merged."""
+GROWTH_MAX: Final = 4
+"""Bytes of protobuf for one of JSON, at the most; see otlp/json.py. What is over the limit is
+refused, so it is not there for long."""
 
 GZIP_WBITS: Final = 16 + zlib.MAX_WBITS
 ZSTD: Final = -1
@@ -181,6 +184,27 @@ class BodyReader:
             raise out_of_time(body, self.timeout_s) from None
         finally:
             self.bodies.end(body)
+
+    async def change(self, body: bytes, client: str, make: Callable[[], bytes]) -> bytes:
+        """What `make` turns a large body into, in a thread. Meanwhile the body counts as under way,
+        and so does the most that may come of it.
+
+        Raises
+        ------
+        Refused
+            Too slow, no room, or stopping; and whatever `make` raises.
+        """
+        loop, deadline = asyncio.get_running_loop(), asyncio.timeout(self.timeout_s)
+        under_way = self.bodies.begin(client, deadline, loop.time())
+        try:
+            async with deadline:
+                most = min(GROWTH_MAX * len(body), self.bodies.limit)
+                self.bodies.grow(under_way, len(body) + most, loop.time())
+                return await asyncio.to_thread(make)
+        except TimeoutError:
+            raise out_of_time(under_way, self.timeout_s) from None
+        finally:
+            self.bodies.end(under_way)
 
     async def _receive(self, request: BaseRequest, body: Body) -> bytes:
         limit, length = self.bodies.limit, request.content_length

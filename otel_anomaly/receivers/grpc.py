@@ -232,7 +232,8 @@ class GrpcReceiver:
                 reply = gate.refusal(shown, peer.client, 0)
                 reply = reply or loops.check(_told(context, INSTANCE_HEADER))
                 if reply is None:
-                    reply = await take(await bodies.read(context, peer))
+                    body = await bodies.read(context, peer)
+                    reply = await take(body, 0, context.time_remaining())
                     if reply.outcome is _ACCEPTED:
                         # An empty ExportTraceServiceResponse: nothing was rejected.
                         return partial_success(reply) if reply.rejected or reply.message else b""

@@ -14,7 +14,6 @@ aiohttp 3.14, uvloop 0.23; order of magnitude only:
 
 from __future__ import annotations
 
-import asyncio
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from aiohttp import hdrs, web
 
 from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Reply, Signal, admit_all
-from otel_anomaly.receivers.body import BodyReader, malformed
+from otel_anomaly.receivers.body import BodyReader, malformed, too_large
 from otel_anomaly.receivers.certificates import server_context
 from otel_anomaly.receivers.connections import Census, Limits
 from otel_anomaly.receivers.cors import Cors
@@ -208,8 +207,8 @@ class HttpReceiver:
             media = self._media(request)
             body = await self._bodies.read(request, client)
             if media is JSON:
-                body = await self._protobuf(body, intake.signal)
-            reply = await intake.take(body)
+                body = await self._protobuf(body, intake.signal, client)
+            reply = await intake.take(body, request.content_length or 0)
         except Exception as error:  # noqa: BLE001 - 500 would make the client drop its data.
             return self._finished(request, self._failure(error, intake, request))
         if reply.outcome is not _ACCEPTED:
@@ -274,14 +273,20 @@ class HttpReceiver:
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         )
 
-    async def _protobuf(self, body: bytes, signal: Signal) -> bytes:
-        assert self._decode_json is not None, "without it JSON was refused"
+    async def _protobuf(self, text: bytes, signal: Signal, client: str) -> bytes:
+        """A request in JSON as protobuf, which may be the longer one: a list of small numbers."""
+        decode_json = self._decode_json
+        assert decode_json is not None, "without it JSON was refused"
         try:
-            if len(body) <= JSON_INLINE_BYTES_MAX:
-                return self._decode_json(body, signal)
-            return await asyncio.to_thread(self._decode_json, body, signal)
+            if len(text) <= JSON_INLINE_BYTES_MAX:
+                body = decode_json(text, signal)
+            else:
+                body = await self._bodies.change(text, client, lambda: decode_json(text, signal))
         except (ValueError, RecursionError) as error:
             raise malformed(str(error)) from error
+        if len(body) > self._bodies.bodies.limit:
+            raise too_large("the request, as protobuf,", self._bodies.bodies.limit)
+        return body
 
 
 class _Accepted(web.StreamResponse):

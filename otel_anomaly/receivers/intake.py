@@ -48,9 +48,15 @@ class Intake:
         }
         self._accepted = self._requests[_ACCEPTED]
 
-    async def take(self, body: bytes) -> Reply:
-        """Hand over one body. An exception out of `consume` becomes a retryable refusal."""
-        batch = Batch(body, self.signal, self._transport, self._clock.now_ns())
+    async def take(
+        self, body: bytes, admitted: int | None = None, patience_s: float | None = None
+    ) -> Reply:
+        """Hand over one body. An exception out of `consume` becomes a retryable refusal.
+
+        `admitted` and `patience_s` as in `Batch`.
+        """
+        now_ns = self._clock.now_ns()
+        batch = Batch(body, self.signal, self._transport, now_ns, admitted, patience_s)
         try:
             reply = await self._consume(batch)
         except Exception as error:  # noqa: BLE001 - the bug is ours, the data is the client's.

@@ -17,8 +17,9 @@ from otel_anomaly.config import DebugExporterConfig
 from otel_anomaly.exporters import Fanout, SendQueue
 from otel_anomaly.exporters.contract import SENT
 from otel_anomaly.exporters.disk_files import RealFiles
-from otel_anomaly.exporters.disk_queue import DiskQueue, ThreadWorker
+from otel_anomaly.exporters.disk_queue import DiskQueue
 from otel_anomaly.exporters.disk_store import DiskStore
+from otel_anomaly.exporters.disk_worker import ThreadWorker
 from otel_anomaly.handoff import Outcome, Payload, Signal
 from otel_anomaly.telemetry import Telemetry
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 RECEIVER: Final = {
-    "R1": "none and gzip are accepted; over HTTP deflate and zstd as well",
+    "R1": "none, gzip and deflate are accepted; over HTTP zstd as well",
     "R2": "the size limit also holds after decompression, for every coding",
     "R3": "responses stay small, whatever there is to say",
     "R4": "an empty request is a success",
@@ -38,7 +38,7 @@ GRPC: Final = {
     "G-not-retryable": "the nine codes that are not",
     "G-conditional": "RESOURCE_EXHAUSTED is, with RetryInfo alone",
     "G-unknown": "another service or method is UNIMPLEMENTED",
-    "G-codings": "deflate, zstd and snappy are refused with the status that grpcio has for each",
+    "G-codings": "gzip and deflate; zstd and snappy are refused with the status of grpcio",
     "G-exception": "a bug of ours is retryable, never UNKNOWN",
 }
 HTTP: Final = {
@@ -73,7 +73,7 @@ EXPORTER: Final = {
     "E4": "partial success is not retried: told and counted",
     "E5": "an empty partial_success is success",
     "E6": "requests over the limit go in pieces; what cannot is dropped and counted",
-    "E7": "a response over 4 MiB is final",
+    "E7": "a response over 4 MiB is final: after a success, the data counts as sent",
     "E8": "num_consumers requests are under way at once",
     "E9": "connections are kept, and made again when the server goes without a word",
     "E10": "a slow destination holds up no other; they share the bytes",

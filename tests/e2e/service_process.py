@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, "-m", "otel_anomaly")
-READY_SECONDS = 180
+READY_SECONDS = 420
 """The first start compiles the kernels."""
 STOP_SECONDS = 60
 POLL_SECONDS = 0.05

@@ -105,7 +105,7 @@ class Hop(Child):
         return totals
 
     def arrays(self, folder: Path) -> dict[str, np.ndarray]:
-        """`<transport>_counts` by span and `<transport>_first_s` by request."""
+        """`<transport>_counts` and `_forgotten` by span and `<transport>_first_s` by request."""
         path = folder / "hop.npz"
         self.ask(do="save", path=str(path))
         return dict(np.load(path))

@@ -1,6 +1,7 @@
 """A crowd of connections: idle ones, and clients that write a request a byte at a time.
 
-`python -m tests.reliability.crowd HTTP_PORT GRPC_PORT`; orders come as JSON lines: gather, count.
+`python -m tests.reliability.crowd HTTP_PORT GRPC_PORT`; orders come as JSON lines: gather, turns
+(1: all slow writers write in the same instant), count.
 Half of the idle ones are at each door. A slow writer is at the HTTP door, in the middle of a body.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import sys
 from typing import Any
@@ -17,6 +19,8 @@ import uvloop
 AT_ONCE = 200
 """Connections made at a time, fewer than a listener's backlog."""
 BYTE_EVERY_S = 1.0
+TURNS = 100
+"""Within that time, so many groups take turns: clients that nobody has set to the same clock."""
 SLOW_HEAD = (
     b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
     b"Content-Length: 100000\r\n\r\n\x0a"
@@ -30,6 +34,10 @@ class Crowd:
         self._ports = (http_port, grpc_port)
         self.idle: list[asyncio.Transport] = []
         self.slow: list[asyncio.Transport] = []
+        self.turns = TURNS
+        self.cut = 0
+        """Slow writers that were cut off, and came again."""
+        self._coming: set[asyncio.Task[None]] = set()
 
     async def gather(self, idle: int, slow: int) -> None:
         """Connect them all."""
@@ -49,19 +57,30 @@ class Crowd:
             group.append(transport)
 
     async def drip(self) -> None:
-        """A byte of each slow writer, now and then."""
-        while True:
-            await asyncio.sleep(BYTE_EVERY_S)
-            for writer in self.slow:
-                if not writer.is_closing():
-                    writer.write(b"\x00")
+        """A byte of each slow writer, now and then. Who was cut off comes again."""
+        for turn in itertools.count():
+            await asyncio.sleep(BYTE_EVERY_S / self.turns)
+            for at in range(turn % self.turns, len(self.slow), self.turns):
+                if not self.slow[at].is_closing():
+                    self.slow[at].write(b"\x00")
+                elif len(self._coming) < AT_ONCE:
+                    task = asyncio.create_task(self._come_again(at))
+                    self._coming.add(task)
+                    task.add_done_callback(self._coming.discard)
+
+    async def _come_again(self, at: int) -> None:
+        group = list[asyncio.Transport]()
+        await self._join(group, self._ports[0])
+        for writer in group:
+            writer.write(SLOW_HEAD)
+            self.slow[at] = writer
+            self.cut += 1
 
     def count(self) -> dict[str, int]:
-        """Those who are still connected."""
-        return {
-            name: sum(not each.is_closing() for each in group)
-            for name, group in (("idle", self.idle), ("slow", self.slow))
-        }
+        """Those who are still connected, and how often one was cut off."""
+        groups = {"idle": self.idle, "slow": self.slow}
+        left = {name: sum(not each.is_closing() for each in of) for name, of in groups.items()}
+        return left | {"cut": self.cut}
 
 
 async def serve(http_port: int, grpc_port: int) -> None:
@@ -76,6 +95,8 @@ async def serve(http_port: int, grpc_port: int) -> None:
         order = json.loads(line)
         if order["do"] == "gather":
             await crowd.gather(order["idle"], order["slow"])
+        if order["do"] == "turns":
+            crowd.turns = int(order["value"])
         print(json.dumps(crowd.count()), flush=True)
     dripping.cancel()
 

@@ -40,24 +40,23 @@ class Figure:
         return "yes" if self.value <= self.limit else "no"
 
 
-def conditions() -> dict[str, str]:
-    """Where the figures come from."""
+def conditions() -> str:
+    """Where figures come from."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return {
-        "otel-anomaly": __version__,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "Python": platform.python_version(),
-        "packages": versions,
-    }
+    return (
+        f"otel-anomaly {__version__}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"{platform.system()}, Python {platform.python_version()}, {versions}"
+    )
 
 
-def stamp(*, full: bool, seconds: float, seed: int) -> dict[str, str]:
-    """The conditions of one trial."""
+def stamp(*, full: bool, seed: int) -> dict[str, str]:
+    """The conditions of one trial, as it begins."""
     return {
         "when": datetime.now(UTC).strftime("%Y-%m-%d"),
         "form": "full" if full else "short",
-        "took": f"{seconds:.0f} s",
         "seed": str(seed),
+        "others": f"{os.getloadavg()[0]:.1f}",
+        "on": conditions(),
     }
 
 
@@ -67,7 +66,7 @@ def merge(path: Path, figures: list[Figure]) -> list[Figure]:
     before = json.loads(path.read_text())["figures"] if path.exists() else []
     kept = [Figure(**old) for old in before if old["row"] not in fresh]
     both = sorted([*kept, *figures], key=lambda figure: figure.row)
-    written = {"conditions": conditions(), "figures": [asdict(figure) for figure in both]}
+    written = {"figures": [asdict(figure) for figure in both]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(written, indent=1, default=str) + "\n")
     return both
@@ -87,7 +86,8 @@ def table(figures: list[Figure]) -> str:
     for one in figures:
         limit = "-" if one.limit is None else f"{number(one.limit)} {one.unit}"
         said = one.measured
-        when = f"{said['form']}, {said['took']}, {said['when']}"
+        form = said["form"] + (f" x {said['scale']}" if "scale" in said else "")
+        when = f"{form}, {said['took']}, {said['when']}"
         found = f"{number(one.value)} {one.unit}"
         lines.append(f"| {one.row} | {one.name} | {found} | {limit} | {one.met} | {when} |")
     return "\n".join(lines)
@@ -101,6 +101,15 @@ def notes(figures: list[Figure]) -> str:
             said = ", ".join(f"{key} {_plain(value)}" for key, value in one.details.items())
             lines.append(f"- **{one.row}**, {one.name}: {said}.")
     return "\n".join(lines)
+
+
+def places(figures: list[Figure]) -> str:
+    """The conditions, and which rows were measured under them."""
+    rows: dict[str, dict[str, str]] = {}
+    for one in figures:
+        told = f"{one.row} (seed {one.measured['seed']}, load {one.measured['others']})"
+        rows.setdefault(one.measured["on"], {})[one.row] = told
+    return "\n".join(f"- {', '.join(told.values())}: {on}" for on, told in rows.items())
 
 
 def _plain(value: object) -> str:

@@ -51,11 +51,13 @@ class Tally:
         self._per = spans_per_request
         self.counts = np.zeros(1 << 16, np.uint8)
         """How often each span was taken."""
+        self.forgotten = np.zeros(1 << 16, np.uint8)
+        """How often of these whoever sent it heard nothing."""
         self.first_s = np.zeros(1 << 12)
         """When the first span of each request was taken, monotonic seconds."""
         self.attempts = self.requests = self.spans = self.spans_ok = 0
 
-    def take(self, body: bytes) -> int:
+    def take(self, body: bytes, *, forget: bool = False) -> int:
         """Count the spans of a request. Returns how many they are."""
         numbers = numbers_in(body)
         self.requests += 1
@@ -66,6 +68,9 @@ class Tally:
         self.counts = _grown(self.counts, last + 1)
         self.first_s = _grown(self.first_s, last // self._per + 1)
         np.add.at(self.counts, numbers, 1)
+        if forget:
+            self.forgotten = _grown(self.forgotten, last + 1)
+            np.add.at(self.forgotten, numbers, 1)
         requests = numbers // self._per
         fresh = requests[self.first_s[requests] == 0]
         self.first_s[fresh] = time.monotonic()
@@ -197,7 +202,7 @@ class HttpConnection(asyncio.Protocol):
             case "status":
                 self._say(mood["code"], b"", mood.get("retry_after"))
             case "forget":
-                self._face.tally.take(body)
+                self._face.tally.take(body, forget=True)
                 self.transport.abort()
             case "slow":
                 loop = asyncio.get_running_loop()
@@ -272,7 +277,7 @@ class GrpcFace(Face):
                 await _abort(context, mood)
             case "reset" | "forget" as kind:
                 if kind == "forget":
-                    self.tally.take(body)
+                    self.tally.take(body, forget=True)
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             case "silent":
                 await asyncio.sleep(3600)
@@ -323,6 +328,7 @@ async def _obey(order: dict[str, Any], faces: dict[str, Face]) -> object:
             arrays: dict[str, Any] = {}
             for name, face in faces.items():
                 arrays[f"{name}_counts"] = face.tally.counts
+                arrays[f"{name}_forgotten"] = face.tally.forgotten
                 arrays[f"{name}_first_s"] = face.tally.first_s
             np.savez(order["path"], **arrays)
     return {name: face.tally.totals() for name, face in faces.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.reliability.figures import conditions, notes, table
+from tests.reliability.figures import notes, places, table
 
 if TYPE_CHECKING:
     from tests.reliability.figures import Figure
@@ -24,10 +24,14 @@ million, is looked for in `tests/simulation`: the whole service in one thread un
 """
 
 
+WHERE = """The load is that of the machine as the row began, beside the trial: 1.0 is a core that
+others had.
+"""
+
+
 def page(figures: list[Figure]) -> str:
     """The whole page."""
-    where = "\n".join(f"- {key}: {value}" for key, value in conditions().items())
     return (
         f"{INTRO}\n## Figures\n\n{table(figures)}\n\n## Details\n\n{notes(figures)}\n\n"
-        f"## Conditions\n\n{where}\n"
+        f"## Conditions\n\n{WHERE}\n{places(figures)}\n"
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.reliability.__main__ import main
+from tests.reliability.__main__ import ROWS, main
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,25 +26,12 @@ def run(row: str, folder: Path) -> None:
     assert row in (folder / "page.md").read_text()
 
 
-DISK = "otel_anomaly.exporters.disk_store"
-
-
 @pytest.mark.e2e
-@pytest.mark.skipif(importlib.util.find_spec(DISK) is None, reason="no queue on disk yet")
-@pytest.mark.parametrize("row", ["kills", "outage"])
-def test_row_on_disk(row: str, tmp_path: Path) -> None:
-    """
-    Scenario: the same for the rows that need queues on disk.
-    Guarantees: as below.
-    """
-    run(row, tmp_path)
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("row", ["moods", "sigterm", "bombs", "idle", "soak", "latency"])
+@pytest.mark.parametrize("row", sorted(ROWS.keys() - {"fuzz"}))
 def test_row(row: str, tmp_path: Path) -> None:
     """
-    Scenario: a row of the table, for seconds instead of hours.
+    Scenario: a row of the table, for seconds instead of hours. (Fuzzing is not one of these: the
+    inputs that it kept are replayed by tests/fuzz.)
     Guarantees: nothing accepted is lost or left out of the books, bounds hold, nothing ends the
     process; what depends on the speed of the machine is told and not judged.
     """

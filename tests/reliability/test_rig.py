@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from otel_anomaly.handoff import Batch, Signal
-from tests.reliability.figures import Figure, merge, table
+from tests.reliability.__main__ import ROWS, main
+from tests.reliability.figures import Figure, merge, places, stamp, table
 from tests.reliability.generator import ACCEPTED, GIVEN_UP, REFUSED, UNKNOWN
 from tests.reliability.numbers import NumberedBodies, numbers_in
 from tests.reliability.rows.bombs import bombs
@@ -18,6 +20,9 @@ from tests.reliability.trial import compare
 from tests.reliability.wire import REQUEST, RESPONSE, Parser
 from tests.rig import Rig
 from tests.traffic import START_NS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_numbers_survive_the_service() -> None:
@@ -83,6 +88,8 @@ def test_what_went_wrong_is_seen() -> None:
     counts = np.array([1, 1, 1, 0, 0, 1, 3, 1], np.uint8)
     compared = compare(load, counts, spans=2)
     assert compared == (4, 2, 2, 1, 1, 1)
+    forgotten = np.array([0, 0, 0, 0, 0, 0, 1, 0], np.uint8)
+    assert compare(load, counts, 2, forgotten) == (4, 2, 2, 1, 1, 0), "the hop's own doing"
 
 
 def test_bombs_are_bombs() -> None:
@@ -114,14 +121,33 @@ def test_a_slope_is_in_percent_an_hour() -> None:
     assert slope_percent_per_hour(times, 100.0 + times / 60) == pytest.approx(60, rel=0.01)
 
 
-def test_rows_are_kept_until_measured_anew(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_rows_are_kept_until_measured_anew(tmp_path: Path) -> None:
     """
     Scenario: two rows are measured, then one of them again.
     Guarantees: the other stays; a limit that is passed says no, one that is met yes.
     """
-    said = {"form": "short", "took": "1 s", "when": "today"}
+    said = stamp(full=False, seed=1) | {"took": "1 s"}
     old = [Figure(row, "lost", 1, "spans", 0, measured=said) for row in ("a", "b")]
     merge(tmp_path / "out.json", old)
     both = merge(tmp_path / "out.json", [Figure("b", "lost", 0, "spans", 0, measured=said)])
     assert [(one.row, one.met) for one in both] == [("a", "no"), ("b", "yes")]
     assert table(both).count("\n") == 3
+    assert places(both).count("\n") == 0, "measured in one place"
+
+
+def test_a_row_that_breaks_off_is_not_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: of two rows asked for, the first breaks off in the middle.
+    Guarantees: it stands in the table as not met, with the reason; the second is run; the end is
+    not a success.
+    """
+
+    def breaks(*_: object) -> list[Figure]:
+        raise AssertionError("waited in vain")
+
+    out, made = tmp_path / "out.json", tmp_path / "page.md"
+    monkeypatch.setitem(ROWS, "kills", breaks)
+    monkeypatch.setitem(ROWS, "idle", lambda *_: [Figure("idle", "failed", 0, "requests", 0)])
+    assert main(["kills", "idle", "--out", str(out), "--page", str(made)]) == 1
+    assert [(one.row, one.met) for one in merge(out, [])] == [("idle", "yes"), ("kills", "no")]
+    assert "waited in vain" in made.read_text()

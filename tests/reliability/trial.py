@@ -95,16 +95,21 @@ class Compared(NamedTuple):
     leaked: int
     """Refused, and taken all the same."""
     doubled: int
-    """Copies beyond the first that the clients' own repeats cannot explain."""
+    """Copies beyond the first that neither the clients' own repeats can explain, nor a hop that
+    forgets what it has taken."""
 
 
-def compare(load: dict[str, np.ndarray], counts: np.ndarray, spans: int) -> Compared:
-    """The books of a generator against the counts of a hop."""
+def compare(
+    load: dict[str, np.ndarray],
+    counts: np.ndarray,
+    spans: int,
+    forgotten: np.ndarray | None = None,
+) -> Compared:
+    """The books of a generator against the counts of a hop, and of what it took without a word."""
     status = np.repeat(load["status"], spans)
-    cuts = np.repeat(load["cuts"], spans).astype(np.int64)
-    taken = np.zeros(status.size, np.int64)
-    common = min(status.size, counts.size)
-    taken[:common] = counts[:common]
+    cuts = np.repeat(load["cuts"].astype(np.int16), spans)
+    taken = _as_long(counts, status.size)
+    excused = cuts if forgotten is None else cuts + _as_long(forgotten, status.size)
     told_ok = status == ACCEPTED
     never = ((status == REFUSED) | (status == GIVEN_UP)) & (cuts == 0)
     return Compared(
@@ -113,8 +118,16 @@ def compare(load: dict[str, np.ndarray], counts: np.ndarray, spans: int) -> Comp
         unknown=int((status == UNKNOWN).sum()),
         lost=int((told_ok & (taken == 0)).sum()),
         leaked=int((never & (taken > 0)).sum()),
-        doubled=int(np.maximum(taken - 1 - cuts, 0).sum()),
+        doubled=int(np.maximum(taken - 1 - excused, 0).sum(dtype=np.int64)),
     )
+
+
+def _as_long(counts: np.ndarray, size: int) -> np.ndarray:
+    """Zeros for what was never seen."""
+    out = np.zeros(size, np.int16)  # An hour of load is a hundred million spans.
+    common = min(size, counts.size)
+    out[:common] = counts[:common]
+    return out
 
 
 def percentile(values: np.ndarray, share: float) -> float:

@@ -7,12 +7,14 @@ up on a request that is being handled: over gRPC the handler is cancelled then, 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
-from otel_anomaly.handoff import Reply, Signal
+from otel_anomaly.handoff import Outcome, Reply, Signal
+from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.status import GRPC_STATUS, HTTP_STATUS, retry_after_s
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from otel_anomaly.handoff import Clock, Consume
+    from otel_anomaly.handoff import Admit, Clock, Consume
     from otel_anomaly.telemetry import Telemetry
     from tests.simulation.numbered import Request
 
@@ -38,6 +40,10 @@ RETRYABLE: frozenset[object] = frozenset(
         HTTPStatus.GATEWAY_TIMEOUT,
     }
 )
+UNREAD: frozenset[object] = frozenset(
+    {None, grpc.StatusCode.UNAVAILABLE, HTTPStatus.SERVICE_UNAVAILABLE}
+)
+"""Said without a look at the request: the service is stopping, or short of memory."""
 OK: frozenset[object] = frozenset({grpc.StatusCode.OK, HTTPStatus.OK})
 
 
@@ -58,11 +64,12 @@ class Door:
     port = 0
 
     def __init__(
-        self, transport: str, consume: Consume, telemetry: Telemetry, clock: Clock
+        self, transport: str, consume: Consume, telemetry: Telemetry, clock: Clock, admit: Admit
     ) -> None:
         self.transport = transport
         self._tables = GRPC_STATUS if transport == "grpc" else HTTP_STATUS
-        self._intakes = {
+        self._gate = Gate(admit, clock)
+        self.intakes = {
             signal: Intake(
                 transport=transport,
                 signal=signal,
@@ -72,6 +79,8 @@ class Door:
             )
             for signal in Signal
         }
+        self.answers: Counter[tuple[Signal, Outcome]] = Counter()
+        """What was said, whether or not anybody heard it."""
         self._handlers: dict[asyncio.Task[Reply], None] = {}
         """In order of arrival: a set of tasks has another order in every process."""
         self.is_open = False
@@ -100,7 +109,7 @@ class Door:
         """
         if not self.is_open:
             raise Cut
-        handler = asyncio.ensure_future(self._intakes[request.signal].take(request.body))
+        handler = asyncio.ensure_future(self._take(request))
         self._handlers[handler] = None
         handler.add_done_callback(self._handlers.pop)
         done, _ = await asyncio.wait({handler}, timeout=hang_up)
@@ -111,6 +120,17 @@ class Door:
         reply = handler.result()
         wait_s = retry_after_s(reply) if reply.outcome.retryable else 0.0
         return Answer(self._tables[reply.outcome], wait_s)
+
+    async def _take(self, request: Request) -> Reply:
+        """As the doors do: what must not come in is refused on its headers alone."""
+        intake = self.intakes[request.signal]
+        reply = self._gate.refusal([], "a client", len(request.body))
+        if reply is None:
+            reply = await intake.take(request.body)
+        else:
+            intake.count(reply.outcome)
+        self.answers[request.signal, reply.outcome] += 1
+        return reply
 
 
 class Books:
@@ -158,7 +178,7 @@ class Client:
             if answer.code is not None and answer.code not in RETRYABLE:
                 books.refused_for_good.update(request.numbers)
                 return
-            assert not request.broken or answer.code is None
+            assert not request.broken or answer.code in UNREAD
             pause_s = max(answer.retry_after_s, wait_s * (0.5 + rng.random()))
             if loop.time() + pause_s > give_up_s:
                 books.given_up.update(request.numbers)
@@ -186,10 +206,9 @@ def door_classes(doors: dict[str, Door]) -> dict[str, Any]:
             consume: Consume,
             telemetry: Telemetry,
             clock: Clock,
-            *_: object,
-            **__: object,
+            *more: Any,
         ) -> Door:
-            doors[transport] = Door(transport, consume, telemetry, clock)
+            doors[transport] = Door(transport, consume, telemetry, clock, admit=more[-1])
             return doors[transport]
 
         return make

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from unittest import mock
 from urllib.parse import unquote
 
+from tests.disk_world import PatientWorker, SimDisk
 from tests.simulation.loop import DELAYS_S
 
 if TYPE_CHECKING:
@@ -14,10 +15,41 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from otel_anomaly.config.exporters import QueueConfig
-    from tests.disk_world import SimDisk
 
 FAULTY_SHARE = 0.3
 """Of the worlds have disks that fail now and then."""
+
+
+class Disks(Protocol):
+    """What the queues lie on, and what an end of the process makes of it."""
+
+    def config(self) -> dict[str, Any]:
+        """What stands in every `sending_queue`."""
+
+    def parts(self) -> dict[str, Any]:
+        """What stands in place of files and threads, by its name in `exporters.registry`."""
+
+    def die(self, how: str) -> None:
+        """`kill` or `power`."""
+
+    def promise(self, queue: QueueConfig, how: str) -> bool:
+        """Whether such a queue keeps over such an end what was accepted."""
+
+
+class NoDisks:
+    """Queues in memory."""
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def parts(self) -> dict[str, Any]:
+        return {}
+
+    def die(self, how: str) -> None:
+        """Nothing lasts."""
+
+    def promise(self, queue: QueueConfig, how: str) -> bool:
+        return False
 
 
 class SimDisks:
@@ -37,8 +69,6 @@ class SimDisks:
         }
 
     def parts(self) -> dict[str, Any]:
-        from tests.disk_world import PatientWorker  # noqa: PLC0415 - not in every version.
-
         return {
             "RealFiles": self._files,
             "ThreadWorker": lambda _: PatientWorker(lambda: self._rng.choice(DELAYS_S)),
@@ -46,8 +76,6 @@ class SimDisks:
         }
 
     def _files(self, path: Path) -> SimDisk:
-        from tests.disk_world import SimDisk  # noqa: PLC0415 - as above.
-
         name = unquote(path.name)
         if name not in self._disks:
             self._disks[name] = SimDisk(self._rng)

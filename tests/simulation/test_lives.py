@@ -1,4 +1,4 @@
-"""The whole pipeline over several lives: queues on disk; stops, kills and power failures."""
+"""The whole pipeline over several lives: stops, kills, power failures; what lasts, lasts."""
 
 from __future__ import annotations
 
@@ -6,33 +6,60 @@ import random
 
 import pytest
 
+from tests.simulation.disks import SimDisks
 from tests.simulation.seeds import seeds
 from tests.simulation.world import World
-
-pytest.importorskip(
-    "otel_anomaly.exporters.disk_store", reason="there is no queue on disk in this version"
-)
 
 REGRESSION = (1,)
 LIVES = 3
 
 
-def play_lives(seed: int) -> int:
-    """Three lives and a last one that drains; the digest of what happened."""
-    from tests.simulation.disks import SimDisks  # noqa: PLC0415 - as above.
-
+def lives_of(seed: int, *, sighups: float = 0.05) -> World:
+    """Three lives and a last one that drains."""
     rng = random.Random(seed)
     ends = [rng.choice(("stop", "kill", "kill", "power")) for _ in range(LIVES)]
-    return World(rng, [*ends, "drain"], SimDisks(rng)).play()
+    return World(rng, [*ends, "drain"], SimDisks(rng), sighups=sighups)
 
 
 @pytest.mark.parametrize("seed", seeds(regression=REGRESSION, sweep=20))
 def test_nothing_is_lost_between_lives(seed: int) -> None:
     """
     Scenario: clients, moody next hops, queues on disks that fail in some worlds; three lives that
-    end by a stop, a kill or a power failure at a random step, and a last one that drains.
+    end by a stop, a kill or a power failure at a random step, and a last one that drains. Some
+    clients repeat what an earlier life took. Snapshots are written now and then, some get damaged.
     Guarantees: every start succeeds and the books of every life add up. Of what a client heard OK
     about, each next hop has every span, or it was counted as dropped; but for a power failure where
-    fsync is not `always`. What was refused arrives nowhere.
+    fsync is not `always`. What was refused arrives nowhere. Each life knows, bit for bit, what the
+    last whole snapshot holds: after a stop all that was learned; a call in it is a duplicate.
     """
-    play_lives(seed)
+    lives_of(seed).play()
+
+
+@pytest.mark.parametrize("seed", seeds(regression=(), sweep=10))
+def test_nothing_is_lost_between_lives_of_changing_configurations(seed: int) -> None:
+    """
+    Scenario: the same, and at any moment the configuration is read again.
+    Guarantees: the same, for each exporter from when it came.
+    """
+    lives_of(seed, sighups=0.3).play()
+
+
+def test_the_lives_are_eventful() -> None:
+    """
+    Scenario: some worlds.
+    Guarantees: what the others are there to see has happened: none of them passes for nothing.
+    """
+    worlds = [lives_of(seed, sighups=0.3) for seed in range(1, 9)]
+    for world in worlds:
+        world.play()
+    for event in (
+        "applied",
+        "refused",
+        "short of memory",
+        "copied",
+        "loaded",
+        "loaded the one before",
+        "compared",
+        "known from an earlier life",
+    ):
+        assert sum(world.seen[event] for world in worlds) > 0, event

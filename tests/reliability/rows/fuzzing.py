@@ -18,6 +18,8 @@ from tests.fuzz import __main__ as fuzz
 from tests.reliability.figures import Figure
 from tests.reliability.trial import Trial
 
+START_S = 600.0
+"""Longest time to compile and to read the corpus."""
 _DONE = re.compile(r"^Done (\d+) runs", re.MULTILINE)
 _COVERED = re.compile(r"cov: (\d+)")
 _CORPUS = re.compile(r"corp: (\d+)")
@@ -43,7 +45,7 @@ def options() -> list[list[str]]:
 def run(trial: Trial, minutes: float = 120.0) -> list[Figure]:
     """Targets that broke."""
     if importlib.util.find_spec("atheris") is None:
-        raise SystemExit("atheris is not installed: pip install -e '.[fuzz]'")
+        raise RuntimeError("atheris is not installed: pip install -e '.[fuzz]'")
     each = options()
     seconds = trial.size(2, minutes * 60 / len(each))
     ran = [_one(trial, words, seconds) for words in each]
@@ -74,7 +76,14 @@ def _one(trial: Trial, words: list[str], seconds: float) -> Ran:
     command = [sys.executable, "-m", "tests.fuzz", *words, *limits]
     kept = {key: value for key, value in os.environ.items() if key != "NUMBA_DISABLE_JIT"}
     ended = subprocess.run(
-        command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False, errors="replace"
+        command,
+        cwd=ROOT,
+        env=kept,
+        capture_output=True,
+        text=True,
+        check=False,
+        errors="replace",
+        timeout=seconds + START_S,
     )
     done, output = _DONE.search(ended.stderr), ended.stderr
     broke = "" if ended.returncode == 0 else f"exit {ended.returncode}: {output[-600:]}"
