@@ -266,9 +266,7 @@ def test_the_deadline_is_kept() -> None:
 @pytest.mark.parametrize(
     ("status", "kind"), [(200, Kind.SENT), (503, Kind.RETRY), (400, Kind.REJECTED)]
 )
-def test_the_status_decides_when_the_body_does_not_come(
-    status: int, kind: Kind, ends: str
-) -> None:
+def test_the_status_decides_when_the_body_does_not_come(status: int, kind: Kind, ends: str) -> None:
     """
     Scenario: a status, then a body that never ends, or whose line breaks in the middle.
     Guarantees: what the status says: after a success the data was taken, and sending it again
