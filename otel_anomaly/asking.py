@@ -61,7 +61,8 @@ def ask(
     waited_s = 0.0
     while _which(path) in {earlier, (0, 0)}:
         if waited_s >= wait_s:
-            text = f"{path}: not written within {wait_s:.0f} s; the log of the service says why"
+            why = "the service is still starting, or its log says why"
+            text = f"{path}: not written within {wait_s:.0f} s: {why}"
             return Answer(good=False, text=text)
         sleep(POLL_S)
         waited_s += POLL_S

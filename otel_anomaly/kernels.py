@@ -16,13 +16,10 @@ digest of every source that kernels are made of.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, cast
@@ -34,6 +31,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from otel_anomaly.cache_copy import writable_copy
 from otel_anomaly.compilation import compiled
 
 Array: TypeAlias = np.ndarray
@@ -66,21 +64,6 @@ def _cache_folder() -> Path:
     return Path(root) / "otel-anomaly" / digest.hexdigest()[:16]
 
 
-def _writable_copy(folder: Path) -> Path | None:
-    """A copy of a cache that may only be read: numba wants to write where it reads from.
-
-    An image with a read-only root is then ready as fast as any; only we can read the copy.
-    """
-    try:
-        copied = Path(tempfile.mkdtemp(prefix="otel-anomaly-kernels-"))
-        shutil.copytree(folder, copied, dirs_exist_ok=True)
-        copied.chmod(0o700)  # It was, but a copy takes over the mode of its original.
-    except OSError:
-        return None
-    atexit.register(shutil.rmtree, copied, ignore_errors=True)
-    return copied
-
-
 def _prepare_cache() -> bool:
     """Point numba at our cache folder. Returns whether compiled code can be kept at all."""
     if numba.config.DISABLE_JIT:
@@ -90,7 +73,7 @@ def _prepare_cache() -> bool:
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        folder = _writable_copy(folder) if folder.is_dir() else None
+        folder = writable_copy(folder) if folder.is_dir() else None
     numba.config.CACHE_DIR = "" if folder is None else str(folder)
     return folder is not None
 
