@@ -36,7 +36,8 @@ class Ledger:
     """The books of one exporter."""
 
     def __init__(self, telemetry: Telemetry, exporter: str) -> None:
-        self.held_spans = 0
+        # What a queue of the same name has left on disk is held there, also while this one starts.
+        self.held_spans = telemetry.left_on_disk.get(exporter, 0)
         self._dropped_spans = telemetry.dropped_spans
         self._dropped_requests = telemetry.dropped_requests
         self._exporter = exporter
@@ -60,10 +61,11 @@ class Ledger:
 
     def recovered(self, spans: int, doubtful: int = 0) -> None:
         """So many spans lie on disk from an earlier run; `doubtful` of them were tried."""
-        self.held_spans += spans
         # What a queue of the same name has left there is counted as accepted by this process.
-        known = min(self._left_on_disk.pop(self._exporter, 0), spans)
-        self._recovered_spans.inc(spans - known)
+        left = self._left_on_disk.pop(self._exporter, 0)
+        self.held_spans += spans - left
+        self._recovered_spans.inc(max(spans - left, 0))
+        self._dropped_spans.labels(self._exporter, "damaged").inc(max(left - spans, 0))
         self._doubtful_spans.inc(doubtful)
 
     def stays(self) -> None:

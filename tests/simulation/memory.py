@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_anomaly.handoff import Outcome, Reply
-from otel_anomaly.memory import REQUEST_BYTES_MIN, RESUME_SHARE, Bound
+from otel_anomaly.memory import REQUEST_BYTES_MIN, RESUME_SHARE, Bound, MemoryFiles
 
 if TYPE_CHECKING:
     import random
@@ -18,7 +18,7 @@ THERE = 256 * MIB
 CALM, TIGHT, OVER = "calm", "tight", "over"
 
 
-class Readings:
+class Readings(MemoryFiles):
     """Stands where `MemoryFiles` stands, and witnesses what is let in."""
 
     def __init__(self, rng: random.Random, now_s: Callable[[], float]) -> None:

@@ -10,7 +10,7 @@ from tests.rig import ROOMY
 if TYPE_CHECKING:
     import random
 
-HOPS = {
+HOPS: dict[str, dict[str, Any]] = {
     "otlp_http/first": {"endpoint": "http://127.0.0.1:1"},
     "otlp_grpc/second": {"endpoint": "127.0.0.1:2"},
     "otlp_http/optional": {"endpoint": "http://127.0.0.1:3", "required": False},

@@ -10,7 +10,7 @@ from tests.simulation.disks import SimDisks
 from tests.simulation.seeds import seeds
 from tests.simulation.world import World
 
-REGRESSION = (1,)
+REGRESSION = (1, 102)
 LIVES = 3
 
 
@@ -35,7 +35,7 @@ def test_nothing_is_lost_between_lives(seed: int) -> None:
     lives_of(seed).play()
 
 
-@pytest.mark.parametrize("seed", seeds(regression=(), sweep=10))
+@pytest.mark.parametrize("seed", seeds(regression=(102, 106), sweep=10))
 def test_nothing_is_lost_between_lives_of_changing_configurations(seed: int) -> None:
     """
     Scenario: the same, and at any moment the configuration is read again.
