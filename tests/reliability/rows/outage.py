@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 MEMORY_LIMIT_MIB = 1024
 RATE_SHORT, RATE_FULL = 200, 2_000
+MISSING_PERCENT_MAX = 1.0
+"""With more, the trial was of another rate than it says."""
 
 
 def disk_queue(size: str = "32GiB") -> Section:
@@ -60,7 +62,7 @@ def run(trial: Trial, minutes: float = 10.0) -> list[Figure]:
         back_s = time.monotonic()
         drained_s = _wait_drained(service, hop, backlog, trial)
         for_a_while(trial.size(1, 5))
-        said = load.stop()
+        said, cores = load.stop(), watch.cpu_share()
         settle(service, HTTP, 300)
         known, taken = load.arrays(trial.folder), hop.arrays(trial.folder)
         ledger = service.ledger(HTTP)
@@ -82,6 +84,18 @@ def run(trial: Trial, minutes: float = 10.0) -> list[Figure]:
                 "doubled": compared.doubled,
                 "backlog, spans": backlog,
                 "drain, s": drained_s - back_s,
+            },
+        ),
+        Figure(
+            "outage",
+            "load that was due and never made: clients, next hop and service did not keep up",
+            100 * said["skipped"] / max(said["made"] + said["skipped"], 1),
+            "%",
+            limit=MISSING_PERCENT_MAX if trial.full else None,
+            details={
+                "asked for, requests/s": rate,
+                "made, requests/s": said["made"] / (known["sent_s"].max() - known["sent_s"].min()),
+                "cores of the service": cores,
             },
         ),
         Figure(
