@@ -46,9 +46,12 @@ class Crowd:
             await asyncio.gather(*(self._join(self.idle, self._ports[i % 2]) for i in numbers))
         for first in range(0, slow, AT_ONCE):
             count = min(AT_ONCE, slow - first)
-            await asyncio.gather(*(self._join(self.slow, self._ports[0]) for _ in range(count)))
-        for writer in self.slow:
-            writer.write(SLOW_HEAD)
+            came = list[asyncio.Transport]()
+            await asyncio.gather(*(self._join(came, self._ports[0]) for _ in range(count)))
+            for writer in came:  # At once: a door does not wait long for a head.
+                if not writer.is_closing():
+                    writer.write(SLOW_HEAD)
+            self.slow += came
 
     async def _join(self, group: list[Any], port: int) -> None:
         with contextlib.suppress(OSError):
@@ -72,7 +75,8 @@ class Crowd:
         group = list[asyncio.Transport]()
         await self._join(group, self._ports[0])
         for writer in group:
-            writer.write(SLOW_HEAD)
+            if not writer.is_closing():
+                writer.write(SLOW_HEAD)
             self.slow[at] = writer
             self.cut += 1
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 MEMORY_LIMIT_MIB = 1024
 RATE_SHORT, RATE_FULL = 200, 2_000
+MISSING_PERCENT_MAX = 1.0
+"""With more, the trial was of another rate than it says."""
 
 
 def disk_queue(size: str = "32GiB") -> Section:
@@ -60,7 +62,7 @@ def run(trial: Trial, minutes: float = 10.0) -> list[Figure]:
         back_s = time.monotonic()
         drained_s = _wait_drained(service, hop, backlog, trial)
         for_a_while(trial.size(1, 5))
-        said = load.stop()
+        said, cores = load.stop(), watch.cpu_share()
         settle(service, HTTP, 300)
         known, taken = load.arrays(trial.folder), hop.arrays(trial.folder)
         ledger = service.ledger(HTTP)
@@ -76,7 +78,6 @@ def run(trial: Trial, minutes: float = 10.0) -> list[Figure]:
             details={
                 "down, s": down_s,
                 "requests": said["made"],
-                "never made, clients full": said["skipped"],
                 "refused, then given up": said["given_up"] + said["refused"],
                 "accepted spans": compared.accepted,
                 "doubled": compared.doubled,
@@ -84,6 +85,7 @@ def run(trial: Trial, minutes: float = 10.0) -> list[Figure]:
                 "drain, s": drained_s - back_s,
             },
         ),
+        _kept_up(trial, rate, said, known["sent_s"], cores),
         Figure(
             "outage",
             "peak of resident memory over the limit",
@@ -105,6 +107,25 @@ def run(trial: Trial, minutes: float = 10.0) -> list[Figure]:
             },
         ),
     ]
+
+
+def _kept_up(
+    trial: Trial, rate: float, said: dict[str, int], sent_s: np.ndarray, cores: float
+) -> Figure:
+    """Whether the rate was what the trial says."""
+    sent_s = sent_s[sent_s > 0]
+    return Figure(
+        "outage",
+        "load that was due and never made: clients, next hop and service did not keep up",
+        100 * said["skipped"] / max(said["made"] + said["skipped"], 1),
+        "%",
+        limit=MISSING_PERCENT_MAX if trial.full else None,
+        details={
+            "asked for, requests/s": rate,
+            "made, requests/s": sent_s.size / max(float(np.ptp(sent_s)), 1e-9),
+            "cores of the service": cores,
+        },
+    )
 
 
 def _wait_drained(service: Service, hop: Hop, backlog: int, trial: Trial) -> float:
