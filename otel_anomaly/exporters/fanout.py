@@ -48,7 +48,7 @@ class Fanout:
     ) -> None:
         """`ack` and `ack_timeout` (ns) as in the configuration."""
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._open: set[Answer] = set()
+        self._open: dict[Answer, None] = {}
         self._stopping = False
         self.arrange(queues, ack, ack_timeout)
 
@@ -173,11 +173,11 @@ class Fanout:
         """An answer that all required exporters give, or the clock."""
         answer = Answer(len(self._required), self.retry_after_s)
         timer = asyncio.get_running_loop().call_later(self._ack_timeout_s, answer.settle, _LATE)
-        self._open.add(answer)
+        self._open[answer] = None
 
         def given(_: asyncio.Future[Reply]) -> None:
             timer.cancel()
-            self._open.discard(answer)
+            self._open.pop(answer, None)
 
         answer.future.add_done_callback(given)
         return answer
