@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_anomaly.handoff import Outcome, Reply
-from otel_anomaly.memory import REQUEST_BYTES_MIN, RESUME_SHARE, Bound, MemoryFiles
+from otel_anomaly.memory import RESUME_SHARE, Bound, MemoryFiles
 
 if TYPE_CHECKING:
     import random
@@ -56,17 +56,17 @@ class Readings(MemoryFiles):
                 self._used = line + rng.randrange(1, line // 4)
         return self._used
 
-    def check(self, size: int, reply: Reply | None, config: MemoryConfig) -> None:
-        """A request asks to come in and hears `reply`: that it is right by the last reading."""
+    def check(self, counted: int, reply: Reply | None, config: MemoryConfig) -> None:
+        """A request that counts as so many bytes hears `reply`: right by the last reading?"""
         assert self._now_s() - self._read_s <= config.check_interval / 1e9, "an old reading"
         limited = config.limit is not None or config.limit_percentage > 0
         used = self._used + self._let_in
         if reply is None:
-            assert not limited or used + size <= self._line, "more than there is room for"
-            self._let_in += max(size, REQUEST_BYTES_MIN)
+            assert not limited or used + counted <= self._line, "more than there is room for"
+            self._let_in += counted
             return
         assert reply.outcome is Outcome.MEMORY
         assert reply.retry_after_s > 0
-        full = used + max(size, REQUEST_BYTES_MIN) > self._line
+        full = used + counted > self._line
         assert limited
         assert full or self._used > self._line * RESUME_SHARE, "there was room"

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
+from otel_anomaly.memory import REQUEST_BYTES_MIN
 from otel_anomaly.plans import rules_of
 from tests.rig import arrays_of
 from tests.simulation.numbered import spans_in
@@ -96,12 +97,15 @@ class Witness:
             self._books.maybe.update(numbers_of(batch))
         return reply
 
-    def admit(self, size: int) -> Reply | None:
+    def admit(self, size: int, admitted: int | None = None) -> Reply | None:
         """The memory limit's own. A refusal leaves no trace."""
         before = self._learned()
-        reply = self._admit(size)
+        reply = self._admit(size, admitted)
+        counted = max(size, REQUEST_BYTES_MIN)
+        if admitted is not None:
+            counted = max(counted - max(admitted, REQUEST_BYTES_MIN), 0)
         try:
-            self._readings.check(size, reply, self._service._config.service.memory)
+            self._readings.check(counted, reply, self._service._config.service.memory)
         except AssertionError as error:
             self._wrong.append(f"memory: {error}")
         if reply is not None:
