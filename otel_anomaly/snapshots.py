@@ -185,8 +185,10 @@ class Snapshots:
 
     async def _write_forever(self) -> None:
         while not self._stopping:
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that meets the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), self._section.interval / 1e9)
+                async with asyncio.timeout(self._section.interval / 1e9):
+                    await self._asked.wait()
             asked = self._asked.is_set()
             self._asked.clear()
             if not self._stopping:

@@ -36,6 +36,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector = _JumpingSelector()
         super().__init__(selector)
         selector.loop = self
+        # Of half a year in seconds a double has no nanoseconds: asyncio's own resolution, added to
+        # such a time, is nothing, and what is due then would never be called.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         return self._now_s
