@@ -492,6 +492,33 @@ def _read_number(
 
 
 @inlined
+def _keys_in_block(
+    text: Array,
+    first: Int,
+    block: Int,
+    end: Int,
+    run_begin: Int,
+    key_end: Int,
+    seed: Int,
+    found: Record,
+    before: Int,
+    what: Int,
+    to: Array,
+    shift: Int,
+) -> tuple[Int, Int]:
+    """(where a run of key-like bytes is open behind the block, how far private keys are read)."""
+    dashes, gaps = _dashes_and_gaps(text, block, end)
+    run_begin = _read_runs(
+        text, first, run_begin, block, gaps, seed, found, before, what, to, shift
+    )
+    if dashes != 0:
+        key_end = _private_keys(
+            text, block, dashes, end, seed, found, before, key_end, what, to, shift
+        )
+    return run_begin, key_end
+
+
+@inlined
 def _sweep(
     text: Array,
     at: Int,
@@ -519,14 +546,9 @@ def _sweep(
     for block in range(at, end, BLOCK):
         digits, marks = _digits_and_marks(text, block, end, reading)
         if has_room:
-            dashes, gaps = _dashes_and_gaps(text, block, end)
-            run_begin = _read_runs(
-                text, at, run_begin, block, gaps, seed, found, before, what, to, shift
+            run_begin, key_end = _keys_in_block(
+                text, at, block, end, run_begin, key_end, seed, found, before, what, to, shift
             )
-            if dashes != 0:
-                key_end = _private_keys(
-                    text, block, dashes, end, seed, found, before, key_end, what, to, shift
-                )
         while digits | marks != 0:
             bit = (digits | marks) & -(digits | marks)
             i = block + bit_length(bit) - 1
