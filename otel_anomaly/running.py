@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import secrets
 import signal
 import sys
@@ -91,6 +92,7 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
             loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
         if not await _started(service, stop, last_resort):
             return EXIT_OK
+        gc.freeze()  # What is there now stays: a full collection need not look at it each time.
     except (OSError, ValueError) as error:
         say(f"otel-anomaly cannot start: {error}")
         return EXIT_CANNOT_START

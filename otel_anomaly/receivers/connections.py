@@ -31,6 +31,8 @@ SLOW_READER_S: Final = 30.0
 TURNED_AWAY_MAX: Final = 128
 """Connections beyond the limit that are told so at any time; more are closed without a word."""
 TURNED_AWAY_S: Final = 1.0
+SWEPT_AT_ONCE: Final = 64
+"""A tenth of a millisecond or less; ten thousand at once would hold everybody up for several."""
 AGE_SPREAD: Final = 10
 """Ages differ by up to so many percent, so that not all clients of a restart come back at once."""
 FULL: Final = (
@@ -235,10 +237,12 @@ class Census:
         else:
             del self._per_client[connection.client]
 
-    def sweep(self, now_s: float) -> None:
-        """Apply the rules that take time."""
-        for connection in list(self._open):
-            reason = connection.overdue(now_s, self.limits)
-            if reason is not None:
+    async def sweep(self, now: Callable[[], float]) -> None:
+        """Apply the rules that take time, to so many connections before others have their turn."""
+        for number, connection in enumerate(list(self._open)):
+            if number % SWEPT_AT_ONCE == SWEPT_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            reason = connection.overdue(now(), self.limits)
+            if reason is not None and connection.counted:
                 self.note(reason)
                 connection.end(reason)

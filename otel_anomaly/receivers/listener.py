@@ -136,7 +136,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
-            self.census.sweep(loop.time())
+            await self.census.sweep(loop.time)
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""

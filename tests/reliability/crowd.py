@@ -2,7 +2,8 @@
 
 `python -m tests.reliability.crowd HTTP_PORT GRPC_PORT`; orders come as JSON lines: gather, turns
 (1: all slow writers write in the same instant), count.
-Half of the idle ones are at each door. A slow writer is at the HTTP door, in the middle of a body.
+Half of the idle ones are at each door; those at the gRPC door have said that they speak HTTP/2, or
+it would not keep them. A slow writer is at the HTTP door, in the middle of a body.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ SLOW_HEAD = (
     b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
     b"Content-Length: 100000\r\n\r\n\x0a"
 )
+_SETTINGS = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_SETTINGS_ACK = b"\x00\x00\x00\x04\x01\x00\x00\x00\x00"
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS + _SETTINGS_ACK
+"""The door's settings are agreed to before they are known: they are the first it sends."""
 
 
 class Crowd:
@@ -43,7 +48,11 @@ class Crowd:
         """Connect them all."""
         for first in range(0, idle, AT_ONCE):
             numbers = range(first, min(first + AT_ONCE, idle))
+            made = len(self.idle)
             await asyncio.gather(*(self._join(self.idle, self._ports[i % 2]) for i in numbers))
+            for each in self.idle[made:]:
+                if each.get_extra_info("peername")[1] == self._ports[1]:
+                    each.write(GREETING)
         for first in range(0, slow, AT_ONCE):
             count = min(AT_ONCE, slow - first)
             came = list[asyncio.Transport]()
