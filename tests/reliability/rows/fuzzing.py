@@ -1,7 +1,8 @@
 """Coverage-guided fuzzing of every target, for a total time: no crash, the corpus kept.
 
 The targets are what `python -m tests.fuzz` offers. Each runs on plain Python, where libFuzzer sees
-into the kernels and every read out of bounds is an IndexError, and on compiled kernels.
+into the kernels and every read out of bounds is an IndexError, and on compiled kernels. There are
+as many at a time as the machine has cores; the total is that of all of them, one after the other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from tests.bench.processes import ROOT
@@ -48,7 +50,8 @@ def run(trial: Trial, minutes: float = 120.0) -> list[Figure]:
         raise RuntimeError("atheris is not installed: pip install -e '.[fuzz]'")
     each = options()
     seconds = trial.size(2, minutes * 60 / len(each))
-    ran = [_one(trial, words, seconds) for words in each]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as side_by_side:
+        ran = list(side_by_side.map(lambda words: _one(trial, words, seconds), each))
     broke = {one.name: one.broke for one in ran if one.broke}
     return [
         Figure(
