@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import random
 import stat
 import threading
@@ -209,6 +210,73 @@ def test_new_traffic_is_not_starved_by_a_backlog() -> None:
 
     on(disk, first, batch={"max_size": "64KiB"})
     on(disk, second, batch={"max_size": "64KiB"}, num_consumers=1)
+
+
+def test_new_traffic_does_not_wait_behind_an_outage() -> None:
+    """
+    Scenario: the next hop is away for a minute while ten requests come in a second; when it is
+    back, each takes a quarter of a second to send, and new ones come in.
+    Guarantees: of what came early in the outage little is kept before the new ones, which take
+    turns with the backlog: the first is among the next 70, not behind half of the memory, and all
+    of them come in order. Nothing is lost.
+    """
+    disk = SimDisk(random.Random(0))
+    big = 64 * KIB // RECORD
+
+    async def scenario(rig: Rig) -> None:
+        rig.hop.judge = lambda _: retry("away")
+        for number in range(600):
+            assert await rig.send(record(number, big)).outcome() is Outcome.ACCEPTED
+            await asyncio.sleep(0.1)
+        back = len(rig.hop.attempts)
+        rig.hop.script = [asyncio.sleep(0.25) for _ in range(620)]
+        while rig.books.sent < 1:  # noqa: ASYNC110 - the time is virtual.
+            await asyncio.sleep(0.1)
+        new = [rig.send(record(number, big)) for number in range(1000, 1020)]
+        assert {await one.outcome() for one in new} == {Outcome.ACCEPTED}
+        while rig.books.held:  # noqa: ASYNC110 - the time is virtual.
+            await asyncio.sleep(0.25)
+        after = [int(records(body)[0]) for body in rig.hop.bodies[back:]]
+        assert after.index(1000) < 70
+        assert [number for number in after if number >= 1000] == list(range(1000, 1020))
+        assert sorted(after) == [*range(600), *range(1000, 1020)]
+        await rig.fanout.stop(1)
+
+    keys = {"disk_size": "64MiB", "queue_size": "16MiB", "batch": {"max_size": "64KiB"}}
+    on(disk, scenario, num_consumers=1, **keys)
+
+
+def test_a_large_request_gets_in_beside_steady_traffic() -> None:
+    """
+    Scenario: small requests come so fast that some always wait to be written; two come that are
+    larger than the share of the memory for those that wait.
+    Guarantees: the first is accepted; the second, at once, is refused as by a full queue, for the
+    bound holds; it is accepted when the first is written.
+    """
+    disk = SimDisk(random.Random(0))
+
+    async def scenario(rig: Rig) -> None:
+        large = record(1, 400 * KIB // RECORD)
+
+        async def traffic() -> None:
+            while True:
+                rig.send(record(0, 4 * KIB // RECORD))
+                await asyncio.sleep(0.004)
+
+        steady = asyncio.create_task(traffic())
+        await asyncio.sleep(1)
+        assert rig.queue._unwritten_charge > 0
+        first, second = rig.send(large), rig.send(large)
+        assert await second.outcome() is Outcome.QUEUE_FULL
+        assert await first.outcome() is Outcome.ACCEPTED
+        await asyncio.sleep(0.1)
+        assert rig.queue._unwritten_charge > 0
+        assert await rig.send(large).outcome() is Outcome.ACCEPTED
+        steady.cancel()
+        await rig.fanout.stop(10)
+        assert rig.books.held == 0
+
+    on(disk, scenario, delay_s=0.01, queue_size="1MiB", batch={"max_size": "64KiB"})
 
 
 def test_a_full_disk_refuses_at_the_door() -> None:
@@ -423,13 +491,20 @@ def real(folder: Path, hop: ScriptedExporter, telemetry: Telemetry) -> DiskQueue
     return DiskQueue("next", hop, keys, telemetry, lambda: 0.5, store=store, worker=worker)
 
 
-def test_on_a_real_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("can_reserve", [True, False])
+def test_on_a_real_disk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    can_reserve: bool,  # noqa: FBT001 - A case.
+) -> None:
     """
     Scenario: 200 requests to a real directory that others could read, next hop away; stopped, and
-    started again with a next hop that works.
+    started again with a next hop that works; also on a system that cannot reserve room, as macOS.
     Guarantees: all arrive once and in order; the directory and its files are the owner's alone; no
     file, thread or open file is left.
     """
+    if not can_reserve:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
     folder = tmp_path / "deep" / "queue"
     folder.mkdir(parents=True)
     folder.chmod(0o755)

@@ -116,7 +116,10 @@ class RealFile:
             left, place = left[written:], place + written
 
     def reserve(self, place: int, size: int) -> None:
-        os.posix_fallocate(self._fd, place, size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._fd, place, size)
+        else:  # On macOS the room is a promise only: a full disk is seen when it is written.
+            os.ftruncate(self._fd, max(place + size, self.size()))
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._fd, size)

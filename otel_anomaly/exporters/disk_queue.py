@@ -9,7 +9,9 @@ since the last (group commit). Whether that is a thread is the worker's business
 
 Rule 2: memory is bounded by `queue_size`, whatever lies on disk. A quarter of it is for requests
 that wait to be written, half for fresh ones that are kept to be sent, and the rest for what is
-read ahead from the disk. What finds no place among the fresh is read when it is its turn.
+read ahead from the disk. What finds no place among the fresh is read when it is its turn. While
+nothing leaves, only as much is kept fresh as is read ahead: all of the half, full of what came
+early in an outage, would stand before new traffic when the next hop is back.
 
 Rule 3: a record leaves the disk when it was sent or given up. The drain deadline gives up nothing.
 
@@ -57,6 +59,8 @@ _LOG = logging.getLogger(__name__)
 
 LOAD_BYTES_MAX: Final = 4 * MIB
 """Read from the disk at once, and as much again is under way to the consumers."""
+STUCK_S: Final = 2.0
+"""When nothing has left for so long, the next hop is away, or as good as away."""
 SHUT_S: Final = 1.0
 """After a failure of the disk it is left alone for so long."""
 STALL_S: Final = 8.0
@@ -117,6 +121,8 @@ class DiskQueue(SendQueue):
         self._room_timer: asyncio.TimerHandle | None = None
         self._marks: list[tuple[int, Place, int]] = []
         self._fresh_charge = self._backlog_charge = 0
+        self._moved_s = 0.0
+        """When something left last, or began to wait where nothing did."""
         self._spilled: dict[int, Answer] = {}
         self._open = 0
         """Requests that have not come to an end."""
@@ -153,7 +159,9 @@ class DiskQueue(SendQueue):
         waiting = self._reserved + self._unwritten_charge
         if self.used + charge > self.capacity or self._loop.time() < self._shut_until_s:
             return False
-        if waiting and waiting + charge > self._memory_max // 4:
+        quarter = self._memory_max // 4
+        # One that is larger than that goes in beside a little, or steady traffic would shut it out.
+        if waiting and waiting + charge > max(quarter, charge + quarter // 4):
             return False
         if self._store.is_full and waiting + charge > self._store.headroom:
             self._wanted = charge
@@ -191,11 +199,19 @@ class DiskQueue(SendQueue):
         if self._closed:
             self._lose(_Written(parcel, kept=False, answer=written), "shutdown")
             return
-        kept = self._fresh_charge + charge <= self._memory_max // 2
+        kept = self._fresh_charge + charge <= self._fresh_max()
         if kept:
             self._fresh_charge += charge
         self._unwritten.append(_Written(parcel, kept, written))
         self._wake.set()
+
+    def _fresh_max(self) -> int:
+        """How much may be kept to be sent, as of now."""
+        now_s = self._loop.time()
+        if not self._fresh_charge:
+            self._moved_s = now_s
+        stuck = now_s - self._moved_s > STUCK_S
+        return self._load_bytes if stuck else self._memory_max // 2
 
     def retry_after_s(self) -> float:
         """Seconds until there should be room again."""
@@ -518,7 +534,8 @@ class DiskQueue(SendQueue):
         """It stays on disk."""
 
     def _leave(self, group: Group) -> None:
-        self._rate.add(group.charge, self._loop.time())
+        self._moved_s = self._loop.time()
+        self._rate.add(group.charge, self._moved_s)
         self._open -= len(group.parts)
         if group.lane == FRESH:
             self._fresh_charge -= group.charge

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from otel_anomaly.handoff import Batch, Outcome, Reply
+from otel_anomaly.receivers.string_indexes import IndexWatch
 
 if TYPE_CHECKING:
     from otel_anomaly.handoff import Clock, Consume, Signal
@@ -41,6 +42,7 @@ class Intake:
         self._consume = consume
         self._clock = clock
         self._logged_s = -LOG_EVERY_S
+        self._look = IndexWatch(transport, signal).look
         # Children looked up here: `labels()` takes a lock and builds a tuple of strings each time.
         self._requests = {
             outcome: telemetry.requests.labels(transport, signal.value, outcome.value)
@@ -63,6 +65,7 @@ class Intake:
             return self.failed(error)
         if reply.outcome is _ACCEPTED:
             self._accepted.inc()
+            self._look(body, now_ns)
         else:
             self._requests[reply.outcome].inc()
         return reply

@@ -22,7 +22,7 @@ RECEIVER: Final = {
     "R10": "unknown fields are ignored, and in protobuf they are passed on",
     "R11": "flags are passed on, high bits and all",
     "R12": "attribute values of every type, empty and mixed, are passed on",
-    "R13": "string indexes are no error: passed on, and read as absent",
+    "R13": "string indexes are no error: passed on, read as absent, and warned of",
     "R14": "duplicate keys are passed on; the last one counts",
     "R15": "spans with invalid ids are passed on, counted, and not judged",
     "R16": "empty envelopes are passed on",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import logging
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -22,6 +23,7 @@ from tests.conformance.requests import (
     TRACE_ID,
     UNKNOWN_FIELD,
     full,
+    messages_in,
     nested,
     traces,
     with_unknown_fields,
@@ -333,6 +335,42 @@ def test_R13_string_indexes(doors: Doors, way: Way) -> None:  # noqa: N802
     out = [pair for pair in doors.rig.spans_out()[0].attributes if "anomaly." not in pair.key]
     assert out == sent
     assert doors.rig.callers[-1].agent is None
+
+
+@few_ways
+@every_signal
+@pytest.mark.parametrize("what", ["key", "value"])
+def test_R13_string_indexes_are_warned_of(  # noqa: N802
+    doors: Doors, way: Way, signal: Signal, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Scenario: requests of each signal without string indexes, then with one, far inside; two with
+    one at once; and one more an hour later.
+    Guarantees: taken; one line in the log an hour, with nothing of the data, and none before.
+    """
+    good, odd = full(signal), full(signal)
+    pair = [part for part in messages_in(odd) if isinstance(part, KeyValue)][-1]
+    if what == "key":
+        pair.key_strindex = 3
+    else:
+        pair.value.string_value_strindex = 0
+    hour_ns = 3_600_000_000_000
+    doors.clock.wall_ns += 2 * hour_ns
+    with caplog.at_level(logging.WARNING, "otel_anomaly"):
+        for message, wait_ns, told in (
+            (good, 0, 0),
+            (odd, hour_ns // 100, 1),
+            (odd, 0, 1),
+            (odd, hour_ns // 100, 1),
+            (odd, hour_ns, 2),
+        ):
+            doors.clock.wall_ns += wait_ns
+            assert doors.send(way, message.SerializeToString(), signal).ok
+            lines = [line for line in caplog.messages if "table of strings" in line]
+            assert len(lines) == told
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(f"{signal.value} over {way.transport} ")
+    assert "desk" not in caplog.text
 
 
 @few_ways
