@@ -15,13 +15,14 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from otel_anomaly.exporters import Fanout
 from otel_anomaly.exporters.contract import SENT, SendResult, rejected, retry
 from otel_anomaly.exporters.disk_files import RealFiles
-from otel_anomaly.exporters.disk_queue import DiskQueue
-from otel_anomaly.exporters.disk_store import DiskStore
+from otel_anomaly.exporters.disk_queue import REST_TURNS, DiskQueue
+from otel_anomaly.exporters.disk_store import DiskStore, Loaded
 from otel_anomaly.exporters.disk_worker import ThreadWorker
 from otel_anomaly.exporters.queue import RETRY_AFTER_S_MAX
 from otel_anomaly.handoff import Outcome, Payload, Reply, Signal
@@ -244,6 +245,48 @@ def test_new_traffic_does_not_wait_behind_an_outage() -> None:
 
     keys = {"disk_size": "64MiB", "queue_size": "16MiB", "batch": {"max_size": "64KiB"}}
     on(disk, scenario, num_consumers=1, **keys)
+
+
+@pytest.mark.parametrize("turn_s", [0.0, 0.02])
+def test_a_backlog_gives_way_to_a_busy_loop(monkeypatch: pytest.MonkeyPatch, turn_s: float) -> None:
+    """
+    Scenario: a backlog drains while every turn of the event loop takes 20 ms; or no time at all.
+    Guarantees: a busy loop has several turns for others after each load of the backlog, and all
+    arrive; a loop with nothing else to do is not kept waiting.
+    """
+    disk = SimDisk(random.Random(0))
+    groups = 32
+
+    async def fill(rig: Rig) -> None:
+        rig.hop.judge = lambda _: retry("away")
+        for number in range(groups):
+            assert await rig.send(record(number, 64 * KIB // RECORD)).outcome() is Outcome.ACCEPTED
+
+    async def drain(rig: Rig) -> None:
+        turns, began_s = 0, rig.queue._loop.time()
+        loads_at: list[int] = []
+        load = rig.queue._store.load
+
+        def noted(size: int) -> Loaded:
+            loads_at.append(turns)
+            return load(size)
+
+        monkeypatch.setattr(rig.queue._store, "load", noted)
+        while rig.books.held:
+            turns += 1
+            if turn_s:
+                rig.queue._loop.jump(turn_s)  # type: ignore[attr-defined] # A VirtualLoop's.
+            await asyncio.sleep(0 if turn_s else 0.001)
+        assert rig.books.sent == groups
+        if turn_s:
+            assert min(np.diff(loads_at)) >= REST_TURNS
+        else:
+            assert rig.queue._loop.time() - began_s < 0.5
+        await rig.fanout.stop(1)
+
+    keys = {"queue_size": "1MiB", "batch": {"max_size": "64KiB"}}
+    on(disk, fill, **keys)
+    on(disk, drain, **keys)
 
 
 def test_a_large_request_gets_in_beside_steady_traffic() -> None:
@@ -539,7 +582,9 @@ def test_on_a_real_disk(
     seen = [each for body in works.bodies for each in records(body)[::300]]
     assert seen == [record(number) for number in range(200)]
     assert [path.name for path in folder.iterdir()] == ["lock"]
-    assert not [one for one in threading.enumerate() if one.name.startswith("queue")]
+    for thread in [one for one in threading.enumerate() if one.name.startswith("queue")]:
+        thread.join(60)
+        assert not thread.is_alive()
     if opened:
         assert len(list(descriptors.iterdir())) <= opened
 

@@ -24,10 +24,10 @@ LOG = logging.getLogger("otel_anomaly")
 _SECOND_NS: Final = 1_000_000_000
 LOOK_EVERY_NS: Final = 10 * _SECOND_NS
 LOG_EVERY_NS: Final = 3600 * _SECOND_NS
-BODY_BYTES_MAX: Final = 1 << 20
+BODY_BYTES_MAX: Final = 1 << 17
 """A larger request is not looked at: reading it would hold up the loop."""
-MESSAGES_MAX: Final = 2000
-"""Looked at in one request: some milliseconds."""
+MESSAGES_MAX: Final = 500
+"""Looked at in one request: about a millisecond."""
 INDEXES: Final = {"key_strindex", "string_value_strindex"}
 _REQUEST_OF: Final[dict[Signal, type[Message]]] = {
     Signal.TRACES: ExportTraceServiceRequest,
