@@ -20,6 +20,7 @@ from otel_anomaly.config import RetryConfig
 from otel_anomaly.exporters.contract import MESSAGE_CHARS_MAX, SENT, Kind, SendResult, clipped
 from otel_anomaly.exporters.response import (
     DETAILS_BYTES_MAX,
+    JSON_BYTES_MAX,
     retry_after_s,
     retry_info_s,
     status_message,
@@ -201,6 +202,12 @@ def test_text_from_outside_is_one_short_line() -> None:
     assert len(clipped("x" * 1_000_000)) == MESSAGE_CHARS_MAX
 
 
+def partly(size: int) -> bytes:
+    """A response in JSON of so many bytes, by which two spans were left out."""
+    frame = b'{"partialSuccess":{"rejectedSpans":"2"},"later":""}'
+    return frame.replace(b'""', b'"%s"' % (b"x" * (size - len(frame))))
+
+
 @pytest.mark.parametrize(
     ("body", "result"),
     [
@@ -212,15 +219,20 @@ def test_text_from_outside_is_one_short_line() -> None:
             SENT._replace(message="old", rejected=2),
         ),
         (b"{", SENT._replace(message="its response cannot be read")),
-        (b"[" * 100_000, SENT._replace(message="its response cannot be read")),
+        (b"[" * 60_000, SENT._replace(message="its response cannot be read")),
+        (partly(JSON_BYTES_MAX), SENT._replace(rejected=2)),
+        (
+            partly(JSON_BYTES_MAX + 1),
+            SENT._replace(message="its response, in JSON, is over 65536 bytes"),
+        ),
         (b"\xff", SENT._replace(message="its response cannot be read")),
         (b'{"partialSuccess":7}', SENT._replace(message="its response cannot be read")),
     ],
 )
 def test_a_response_in_json(body: bytes, result: SendResult) -> None:
     """
-    Scenario: what a next hop answers that was asked in JSON, sound and not.
-    Guarantees: read as in protobuf; what cannot be read is success all the same.
+    Scenario: what a next hop answers that was asked in JSON, sound and not, and too large to read.
+    Guarantees: read as in protobuf; what is not read is success all the same.
     """
     assert taken(body, Signal.TRACES, in_json=True) == result
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 RESPONSE_BYTES_MAX: Final = 4 << 20
 """Of a response, as OTLP recommends."""
+JSON_BYTES_MAX: Final = 64 << 10
+"""Of a response in JSON that is read. It is parsed in the event loop: 4 MiB of it, made to cost as
+much as they can, took a third of a second and 100 MB, and all others waited (CPython 3.11)."""
 DETAILS_BYTES_MAX: Final = 16 << 10
 """Of `grpc-status-details-bin`; it holds a code, a sentence and a duration."""
 DATE_CHARS_MAX: Final = 64
@@ -59,6 +62,8 @@ def taken(body: bytes | None, signal: Signal, *, in_json: bool = False) -> SendR
         return SendResult(Kind.SENT, f"its response is over {RESPONSE_BYTES_MAX} bytes")
     if not body:
         return SENT
+    if in_json and len(body) > JSON_BYTES_MAX:
+        return SendResult(Kind.SENT, f"its response, in JSON, is over {JSON_BYTES_MAX} bytes")
     success = _SUCCESS[signal]
     response: Any = success.response()
     try:
