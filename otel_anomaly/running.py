@@ -98,7 +98,8 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
     await stop.wait()
     say("stopping: no new requests, delivering what is held ...")
     limit_s = config.service.drain_timeout / SECOND_NS + STOP_S
-    last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: _last_words(service))
+    forced = "stopped by force: something does not end\n"
+    last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: forced + _last_words(service))
     await service.stop()
     say(_last_words(service).rstrip())
     return EXIT_OK
@@ -114,7 +115,7 @@ async def _started(service: Service, stop: asyncio.Event, last_resort: LastResor
             start.result()
             return True
         sys.stderr.write("stopping before the start is over ...\n")
-        last_resort.arm(START_STOP_S, EXIT_OK, lambda: "nothing was taken in\n")
+        last_resort.arm(START_STOP_S, EXIT_OK, lambda: "stopped before anything was taken in\n")
         start.cancel()
         await asyncio.wait({start})
         return False
