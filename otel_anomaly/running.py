@@ -75,7 +75,7 @@ def say(text: str) -> None:
 
 async def _serve(config: Config, source: Readable | None, last_resort: LastResort) -> int:
     if not cache_is_warm():
-        say("first start on this machine: compiling the kernels, about a minute ...")
+        say("first start on this machine: compiling the kernels, a minute or two ...")
     clock = SystemClock()
     started = clock.monotonic()
     stop = asyncio.Event()
