@@ -1,8 +1,8 @@
 """The commands; the only room that exits or prints to a terminal.
 
-Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 could not start, and as shells
-have it 130 for Ctrl-C and 141 for a reader that went away. What a command needs is imported when
-it runs: `validate` and `--help` do not wait for the kernels.
+Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 could not start, 4 the stop was
+ended by force, and as shells have it 130 for Ctrl-C and 141 for a reader that went away. What a
+command needs is imported when it runs: `validate` and `--help` do not wait for the kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 OK, NO, USAGE = 0, 1, 2
 INTERRUPTED, READER_GONE = 130, 141
-_EXIT_CODES = "Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 could not start."
+_EXIT_CODES = (
+    "Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 could not start,"
+    " 4 the stop was ended by force."
+)
 
 
 def entry() -> NoReturn:

@@ -38,7 +38,7 @@ class LastResort:
 
     def _give_up(self, code: int, last_words: Callable[[], str]) -> None:
         try:
-            sys.stderr.write(f"stopped by force: something does not end\n{last_words()}")
+            sys.stderr.write(last_words())
             sys.stderr.flush()
         finally:
             self._end(code)

@@ -79,7 +79,7 @@ def say(text: str) -> None:
 
 async def _serve(config: Config, source: Readable | None, last_resort: LastResort) -> int:
     if not cache_is_warm():
-        say("first start on this machine: compiling the kernels, about a minute ...")
+        say("first start on this machine: compiling the kernels, a minute or two ...")
     clock = SystemClock()
     started = clock.monotonic()
     stop = asyncio.Event()
@@ -103,7 +103,8 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
     await stop.wait()
     say("stopping: no new requests, delivering what is held ...")
     limit_s = config.service.drain_timeout / SECOND_NS + STOP_S
-    last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: _last_words(service))
+    forced = "stopped by force: something does not end\n"
+    last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: forced + _last_words(service))
     await service.stop()
     say(_last_words(service).rstrip())
     return EXIT_OK
@@ -119,7 +120,7 @@ async def _started(service: Service, stop: asyncio.Event, last_resort: LastResor
             start.result()
             return True
         sys.stderr.write("stopping before the start is over ...\n")
-        last_resort.arm(START_STOP_S, EXIT_OK, lambda: "nothing was taken in\n")
+        last_resort.arm(START_STOP_S, EXIT_OK, lambda: "stopped before anything was taken in\n")
         start.cancel()
         await asyncio.wait({start})
         return False

@@ -21,10 +21,10 @@ def test_it_ends_what_does_not_end(capsys: pytest.CaptureFixture[str]) -> None:
         codes.append(code)
         ended.set()
 
-    LastResort(end).arm(0.01, 4, lambda: "stopped: next: held 3\n")
+    LastResort(end).arm(0.01, 4, lambda: "stopped by force: next: held 3\n")
     assert ended.wait(60)
     assert codes == [4]
-    assert capsys.readouterr().err.endswith("does not end\nstopped: next: held 3\n")
+    assert capsys.readouterr().err == "stopped by force: next: held 3\n"
 
 
 def test_it_ends_even_without_last_words(capsys: pytest.CaptureFixture[str]) -> None:

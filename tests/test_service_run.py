@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_anomaly import __version__, running, service
+from otel_anomaly.last_resort import LastResort
 from tests.door_rigs import NOW_NS
 from tests.service_rigs import config_in
 
@@ -79,6 +80,35 @@ def test_a_stop_is_heard_while_it_starts(
     monkeypatch.setattr(running, "Service", _Starting)
     assert running.run(config_in(tmp_path)) == 0
     assert capsys.readouterr().err.endswith("stopping before the start is over ...\n")
+
+
+@pytest.mark.usefixtures("_handlers_come_back")
+def test_a_stop_while_it_compiles_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """
+    Scenario: SIGTERM while a thread compiles, which nothing can break off.
+    Guarantees: the process is ended with exit code 0, and the words are those of a stop.
+    """
+    codes: list[int] = []
+    over = threading.Event()
+
+    def end(code: int) -> None:
+        codes.append(code)
+        over.set()
+
+    class Compiling(service.Service):
+        async def start(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.to_thread(over.wait, 60)
+
+    monkeypatch.setattr(running, "Service", Compiling)
+    monkeypatch.setattr(running, "START_STOP_S", 0.01)
+    monkeypatch.setattr(running, "LastResort", lambda: LastResort(end))
+    running.run(config_in(tmp_path))
+    assert codes == [0]
+    said = capsys.readouterr().err
+    assert said.endswith("start is over ...\nstopped before anything was taken in\n")
 
 
 @pytest.mark.usefixtures("_handlers_come_back")

@@ -23,7 +23,6 @@ it does; then, too, nobody waits for it for long, and neither does the stop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 from collections import deque
@@ -254,17 +253,8 @@ class DiskQueue(SendQueue):
 
     async def stop(self, timeout_s: float) -> int:
         """Deliver what is held, for at most `timeout_s`; the rest stays on disk."""
-        self._draining = True
-        self._cut()
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._open or self._reserved:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), timeout_s)
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._drained(timeout_s)
+        await self._end_consumers()
         await self._leave_disk()
         for timer in (self._sync_timer, self._room_timer):
             if timer is not None:
@@ -319,9 +309,9 @@ class DiskQueue(SendQueue):
         except OSError as error:
             _LOG.warning("exporter %s: the disk queue: %s", self.name, error)
 
-    def _check_empty(self) -> None:
-        if self._draining and not self._open and not self._reserved:
-            self._empty.set()
+    def _holds(self) -> bool:
+        """Whether something has not come to its end, on disk too."""
+        return self._open > 0 or self._reserved > 0
 
     # The disk.
 

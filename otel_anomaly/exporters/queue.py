@@ -18,6 +18,7 @@ with a loop whose time is virtual. Nothing wakes up while there is nothing to do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections import deque
@@ -278,7 +279,14 @@ class SendQueue:
         """Give room back."""
         assert charge <= self.used
         self.used -= charge
-        if self._draining and not self.used:
+        self._check_empty()
+
+    def _holds(self) -> bool:
+        """Whether something has not come to its end."""
+        return self.used > 0
+
+    def _check_empty(self) -> None:
+        if self._draining and not self._holds():
             self._empty.set()
 
     def hurry(self, within_s: float) -> None:
@@ -305,23 +313,30 @@ class SendQueue:
         Reservations that are not committed or released by then count as held: a door that is
         still busy gets the same time.
         """
-        self._draining = True
-        self._cut()
-        if self._timer is not None:
-            self._timer.cancel()
-        if self.used:
-            try:
-                await asyncio.wait_for(self._empty.wait(), timeout_s)
-            except TimeoutError:
-                _LOG.warning("exporter %s: %d bytes not delivered in time", self.name, self.used)
-        self._closed = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not await self._drained(timeout_s):
+            _LOG.warning("exporter %s: %d bytes not delivered in time", self.name, self.used)
+        await self._end_consumers()
         while not self._ready.empty():
             self._drop(self._ready.get_nowait(), "shutdown")
         await self._exporter.close()
         return self._shutdown_spans
+
+    async def _drained(self, timeout_s: float) -> bool:
+        """Deliver what is held, for at most `timeout_s`. Whether that was all."""
+        self._draining = True
+        self._cut()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._holds():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), timeout_s)
+        return not self._holds()
+
+    async def _end_consumers(self) -> None:
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _enter(self, parcel: Parcel) -> None:
         """Send it, alone or with others."""

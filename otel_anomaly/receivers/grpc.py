@@ -26,12 +26,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Reply, Signal, admit_all
 from otel_anomaly.receivers.certificates import PemFiles, pem_files
-from otel_anomaly.receivers.credentials import Credentials
 from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.grpc_bodies import GrpcBodies
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.looping import LoopGuard
-from otel_anomaly.receivers.reloading import FileReload, warn_of_exposure
+from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure
 from otel_anomaly.receivers.sockets import (
     allow_many_files,
     check_free,
@@ -123,9 +122,9 @@ class GrpcReceiver:
             Certificates or credentials cannot be used. The message names the file.
         """
         config = self._config
-        self._gate.credentials = Credentials(config.auth) if config.auth is not None else None
+        pem, self._gate.credentials = read_files(config, pem_files)
         self._gate.limit_clients(config.per_client)
-        self._certificate.use(pem_files(config.tls) if config.tls is not None else None)
+        self._certificate.use(pem)
         await self.set_serving(serving=False)
         check_free(config.endpoint)  # A second process on the port is an error, not a silent half.
         self._server, self.port = await self._open(config, config.endpoint)
@@ -165,8 +164,7 @@ class GrpcReceiver:
         """
         if config.endpoint != self._config.endpoint:
             raise ValueError("another endpoint needs a restart")
-        credentials = Credentials(config.auth) if config.auth is not None else None
-        pem = pem_files(config.tls) if config.tls is not None else None
+        pem, credentials = read_files(config, pem_files)
         if _fixed(config) != _fixed(self._config):
             if unix_path(config.endpoint) is not None:
                 raise ValueError("limits of a unix socket need a restart")
@@ -194,10 +192,8 @@ class GrpcReceiver:
 
     async def _read_files(self) -> None:
         """Certificates and credentials anew, both or neither. Raises ValueError."""
-        config = self._config
-        credentials = Credentials(config.auth) if config.auth is not None else None
-        self._certificate.use(pem_files(config.tls) if config.tls is not None else None)
-        self._gate.credentials = credentials
+        pem, self._gate.credentials = read_files(self._config, pem_files)
+        self._certificate.use(pem)
 
     async def set_serving(self, *, serving: bool) -> None:
         """What health checks are told, for the whole server and for each service."""

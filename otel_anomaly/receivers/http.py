@@ -25,12 +25,11 @@ from otel_anomaly.receivers.body import BodyReader, malformed, too_large
 from otel_anomaly.receivers.certificates import server_context
 from otel_anomaly.receivers.connections import Census, Limits
 from otel_anomaly.receivers.cors import Cors
-from otel_anomaly.receivers.credentials import Credentials
 from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.listener import Listener
 from otel_anomaly.receivers.looping import LoopGuard
-from otel_anomaly.receivers.reloading import FileReload, warn_of_exposure
+from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure
 from otel_anomaly.receivers.sockets import allow_many_files, connection_shares
 from otel_anomaly.receivers.status import (
     HTTP_STATUS,
@@ -135,8 +134,7 @@ class HttpReceiver:
             Certificates or credentials cannot be used. The message names the file.
         """
         config = self._config
-        self._gate.credentials = Credentials(config.auth) if config.auth is not None else None
-        context = server_context(config.tls) if config.tls is not None else None
+        context, self._gate.credentials = read_files(config, server_context)
         self._set_limits(config)
         await self._listener.start(context)
         await self._files.start(config)
@@ -152,8 +150,7 @@ class HttpReceiver:
         """
         if config.endpoint != self._config.endpoint:
             raise ValueError("another endpoint needs a restart")
-        credentials = Credentials(config.auth) if config.auth is not None else None
-        context = server_context(config.tls) if config.tls is not None else None
+        context, credentials = read_files(config, server_context)
         if config.tls is not None or self._config.tls is not None:
             await self._listener.use_tls(context)
         warn_of_exposure("http", config, self._config)
@@ -164,10 +161,9 @@ class HttpReceiver:
 
     async def _read_files(self) -> None:
         """Certificates and credentials anew, both or neither. Raises ValueError."""
-        config = self._config
-        credentials = Credentials(config.auth) if config.auth is not None else None
-        if config.tls is not None:
-            await self._listener.use_tls(server_context(config.tls))
+        context, credentials = read_files(self._config, server_context)
+        if context is not None:
+            await self._listener.use_tls(context)
         self._gate.credentials = credentials
 
     def _set_limits(self, config: HttpReceiverConfig) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from otel_anomaly.receivers.certificates import FileWatch, server_context, tls_files
 from otel_anomaly.receivers.credentials import Credentials, credential_files
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from otel_anomaly.config import GrpcReceiverConfig, HttpReceiverConfig
+    from otel_anomaly.config.doors import TlsServerConfig
     from otel_anomaly.telemetry import Telemetry
 
     DoorConfig = GrpcReceiverConfig | HttpReceiverConfig
 
 LOG: Final = logging.getLogger("otel_anomaly")
+Read = TypeVar("Read")
 LOOK_S: Final = 10.0
 """How often credential files are looked at where no `tls.reload_interval` says so."""
 
@@ -33,12 +35,23 @@ def files_of(config: DoorConfig) -> list[str]:
     return files + (credential_files(config.auth) if config.auth is not None else [])
 
 
+def read_files(
+    config: DoorConfig, read_tls: Callable[[TlsServerConfig], Read]
+) -> tuple[Read | None, Credentials | None]:
+    """Certificates, as `read_tls` gives them, and credentials, where the door has them.
+
+    Raises
+    ------
+    ValueError
+        One of them cannot be used. The message names the file.
+    """
+    certificates = read_tls(config.tls) if config.tls is not None else None
+    return certificates, Credentials(config.auth) if config.auth is not None else None
+
+
 def check_files(config: DoorConfig) -> None:
     """Raise ValueError for certificates or credentials that cannot be used."""
-    if config.tls is not None:
-        server_context(config.tls)
-    if config.auth is not None:
-        Credentials(config.auth)
+    read_files(config, server_context)
 
 
 def exposure(transport: str, config: DoorConfig) -> str | None:

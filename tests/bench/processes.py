@@ -1,14 +1,15 @@
-"""Processes under test: started, asked for their CPU time, and ended, each by its own id."""
+"""Processes beside the one under test, and the CPU time of any: each ended by its own id."""
 
 from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil  # type: ignore[import-untyped]
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 30
+ANSWER_SECONDS = 180.0
 
 
 TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
@@ -29,27 +31,51 @@ def cpu_seconds(pid: int) -> float:
     return float(times.user + times.system)
 
 
-class Peer:
-    """One of `tests.bench.peers` as a process. Ready when constructed."""
+class Child:
+    """A module of ours as a process, which says what it has to say as lines of JSON.
 
-    def __init__(self, role: str, *arguments: str) -> None:
-        self.role = role
+    `hello` is the first of them: it is ready then. It ends when its standard input does.
+    """
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._name = module
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.peers", role, *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
         )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
+        self._rest = b""
+        try:
+            self.hello = self._answer()
+        except BaseException:
             self.stop()
-            raise RuntimeError(f"{role} did not start")
-        self.ports: dict[str, int] = json.loads(line)
+            raise
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def ask(self, **order: Any) -> dict[str, Any]:
+        """Give an order, as a line of JSON, and wait for the answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        while b"\n" not in self._rest:
+            ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_SECONDS)
+            if not ready:
+                raise RuntimeError(f"{self._name} does not answer")
+            piece = self._process.stdout.read(1 << 16)
+            if not piece:
+                raise RuntimeError(f"{self._name} ended")
+            self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
     def __enter__(self) -> Self:
         return self
@@ -72,6 +98,15 @@ class Peer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class Peer(Child):
+    """One of `tests.bench.peers`."""
+
+    def __init__(self, role: str, *arguments: str) -> None:
+        super().__init__("tests.bench.peers", role, *arguments)
+        self.role = role
+        self.ports: dict[str, int] = self.hello
 
 
 class SinkPeer(Peer):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import select
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from tests.bench.processes import ROOT
+from tests.bench.processes import Child
 from tests.e2e.service_process import ServiceProcess
 
 if TYPE_CHECKING:
@@ -25,65 +22,8 @@ if TYPE_CHECKING:
 
     from tests.reliability.generator import Plan
 
-ANSWER_SECONDS = 180.0
 _LAST_WORDS = re.compile(r"^stopped: (\S+): (.*)$", re.MULTILINE)
 _NUMBERED = re.compile(r"([a-z ]+?) (\d+)(?: spans)?(?: [=+]|$|,|\))")
-
-
-class Child:
-    """A process that takes orders as JSON lines and answers each with one."""
-
-    def __init__(self, module: str, *arguments: str) -> None:
-        self._name = module
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        self._rest = b""
-        self.hello = self._answer()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def ask(self, **order: Any) -> dict[str, Any]:
-        """Give an order and wait for the answer."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        while b"\n" not in self._rest:
-            ready, _, _ = select.select([self._process.stdout], [], [], ANSWER_SECONDS)
-            assert ready, f"{self._name} does not answer"
-            piece = self._process.stdout.read(1 << 16)
-            assert piece, f"{self._name} ended"
-            self._rest += piece
-        line, _, self._rest = self._rest.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 class Hop(Child):

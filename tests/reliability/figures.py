@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGES = ("grpcio", "aiohttp", "uvloop", "numpy", "numba")
+NOTE_CHARS_MAX = 300
 
 
 @dataclass
@@ -94,12 +95,15 @@ def table(figures: list[Figure]) -> str:
 
 
 def notes(figures: list[Figure]) -> str:
-    """The details of each figure, one line each."""
+    """The details of each figure: one line, or a line each when that would be a long one."""
     lines = []
     for one in figures:
         if one.details:
-            said = ", ".join(f"{key} {_plain(value)}" for key, value in one.details.items())
-            lines.append(f"- **{one.row}**, {one.name}: {said}.")
+            said = [f"{key} {_plain(value)}" for key, value in one.details.items()]
+            if len(", ".join(said)) <= NOTE_CHARS_MAX:
+                lines.append(f"- **{one.row}**, {one.name}: {', '.join(said)}.")
+            else:
+                lines += [f"- **{one.row}**, {one.name}:", *(f"  - {each}" for each in said)]
     return "\n".join(lines)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from tests.reliability.children import Child, Hop, Load, Service, Watch
+from tests.bench.processes import Child
+from tests.reliability.children import Hop, Load, Service, Watch
 from tests.reliability.figures import Figure
 from tests.reliability.generator import ACCEPTED, Plan
 from tests.reliability.trial import SMALL, Trial, for_a_while, percentile, running, sections
