@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HANG_UP: Final = getattr(signal, "SIGHUP", None)
 """What asks for a reload; there is none on Windows."""
+HEARD: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 EXIT_OK, EXIT_CANNOT_START, EXIT_BY_FORCE = 0, 3, 4
 START_STOP_S: Final = 2.0
 """For what has been started, when we are told to stop before all is."""
@@ -90,6 +91,7 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
         if sys.platform != "win32":
             loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
         if not await _started(service, stop, last_resort):
+            _hear_no_more(loop)
             return EXIT_OK
     except (OSError, ValueError) as error:
         say(f"otel-anomaly cannot start: {error}")
@@ -101,7 +103,17 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
     last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: _last_words(service))
     await service.stop()
     say(_last_words(service).rstrip())
+    _hear_no_more(loop)
     return EXIT_OK
+
+
+def _hear_no_more(loop: asyncio.AbstractEventLoop) -> None:
+    """All is done. One more signal would make a failure of it while the interpreter ends."""
+    for name in HEARD:
+        number = getattr(signal, name, None)
+        if number is not None:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _started(service: Service, stop: asyncio.Event, last_resort: LastResort) -> bool:
