@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import asynccontextmanager
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,7 +17,12 @@ from otel_anomaly.config import MetricsConfig
 from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
 from otel_anomaly.receivers import status
 from otel_anomaly.receivers.intake import LOG_EVERY_S, Intake
-from otel_anomaly.receivers.monitoring import METRICS_TYPE, Monitoring
+from otel_anomaly.receivers.monitoring import (
+    CONNECTIONS_MAX,
+    CONNECTIONS_OF_CLIENT_MAX,
+    METRICS_TYPE,
+    Monitoring,
+)
 from otel_anomaly.telemetry import Telemetry
 from tests.door_rigs import (
     Answer,
@@ -234,6 +240,28 @@ def test_monitoring_outlives_garbage(caplog: pytest.LogCaptureFixture) -> None:
 
     asyncio.run(scenario())
     assert not caplog.records
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is nobody's address")
+def test_nobody_keeps_the_supervisor_out() -> None:
+    """
+    Scenario: one address opens connections to the pages until no more are let in.
+    Guarantees: it gets no more than its share, is told so, and another address is answered.
+    """
+
+    async def scenario() -> None:
+        async with page() as made, AsyncExitStack() as stack:
+            port = made.monitoring.port
+            for _ in range(CONNECTIONS_OF_CLIENT_MAX):
+                await stack.enter_async_context(connect(port))
+            assert (await made.get("/healthz")).status == 503
+            other = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+            other[1].write(request_head("GET", "/healthz"))
+            assert (await read_answer(other[0])).status == 200
+            other[1].close()
+
+    assert 2 * CONNECTIONS_OF_CLIENT_MAX < CONNECTIONS_MAX
+    asyncio.run(scenario())
 
 
 def test_taken_port_is_an_error_that_names_it() -> None:

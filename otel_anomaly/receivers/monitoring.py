@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 
 from otel_anomaly.receivers.connections import Census, Limits
 from otel_anomaly.receivers.listener import Listener
+from otel_anomaly.receivers.reloading import warn_of_open_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 STOP_GRACE_S: Final = 1.0
 CONNECTIONS_MAX: Final = 256
 """Scrapers and supervisors are few."""
+CONNECTIONS_OF_CLIENT_MAX: Final = 64
+"""Of one address. One that holds them all would have the supervisor think that we are dead."""
 LINE_BYTES_MAX: Final = 4096
 
 
@@ -37,7 +40,12 @@ class Monitoring:
         self._health = health
         self._ready = ready
         census = Census("monitoring", telemetry, _not_http)
-        census.limits = Limits(connections=CONNECTIONS_MAX, line_bytes=LINE_BYTES_MAX)
+        census.limits = Limits(
+            connections=CONNECTIONS_MAX,
+            per_client=CONNECTIONS_OF_CLIENT_MAX,
+            line_bytes=LINE_BYTES_MAX,
+        )
+        self._endpoint = config.endpoint
         self._listener = Listener(config.endpoint, self._handle, census)
         self._pages = {
             "/metrics": self._metrics,
@@ -53,6 +61,7 @@ class Monitoring:
     async def start(self) -> None:
         """Listen. Raises OSError, naming the address, when it cannot."""
         await self._listener.start()
+        warn_of_open_page(self._endpoint)
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Close. The service stops this last, so that its end can be watched."""
