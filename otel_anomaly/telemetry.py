@@ -206,7 +206,7 @@ class Telemetry:
         )
         self.connections = self._gauge(
             "receiver_connections",
-            "Connections open. At gRPC as of the last look, up to 10 s ago, and on Linux only.",
+            "Connections open. At gRPC as of the last look, up to 30 s ago, and on Linux only.",
             "transport",
         )
         self.refused_connections = self._counter(

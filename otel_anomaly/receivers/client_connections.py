@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger("otel_anomaly")
 LOOK_S: Final = 1.0
-LOOKS_WITHOUT_LIMIT: Final = 10
+LOOKS_WITHOUT_LIMIT: Final = 30
 """One of so many is taken while there is no limit: for the gauge alone."""
 LOOK_SHARE: Final = 0.05
 """Of the time, at most so much is spent on looking: with many connections the looks are rarer."""
@@ -98,7 +98,7 @@ class ClientConnections:
             return
         if self._gauge is not None:
             self._gauge.set(len(found))
-        beyond = await asyncio.to_thread(self._beyond, found, limit)
+        beyond = await asyncio.to_thread(self._beyond, found, limit) if limit else None
         if beyond:
             self._refused.inc(await asyncio.to_thread(shut, beyond))
 
@@ -114,7 +114,7 @@ class ClientConnections:
         beyond = set[int]()
         for cookie, client in clients.items():
             held[client] += 1
-            if limit and held[client] > limit:
+            if held[client] > limit:
                 beyond.add(now[cookie].inode)
         return beyond
 
