@@ -53,7 +53,7 @@ class Doors:
         self.http: HttpReceiver | None = None
         if protocols.http is not None:
             self.http = HttpReceiver(protocols.http, consume, telemetry, clock, decode, admit)
-        self.monitoring = Monitoring(config.telemetry.metrics, telemetry, health, ready)
+        self.monitoring = Monitoring(config.telemetry.metrics, telemetry, health, ready, clock)
 
     def check_free(self) -> None:
         """Say at once, not when the kernels are compiled, that a port is taken or a file is bad."""

@@ -29,6 +29,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.caching import _CacheLocator
 from numba.extending import intrinsic, overload
 
 from otel_anomaly.cache_copy import writable_copy
@@ -103,9 +104,11 @@ def inlined(function: F) -> F:
 def cache_is_warm() -> bool:
     """Whether the judge was compiled before; if not, the first start takes a minute.
 
-    Small kernels are compiled where a table is built at import, and say nothing.
+    Small kernels are compiled where a table is built at import, and say nothing. Nor does code that
+    was compiled from the same source in another place: numba keeps it by the path.
     """
-    return CACHED and any(Path(numba.config.CACHE_DIR).rglob("judge.judge-*.nbc"))
+    place = _CacheLocator.get_suitable_cache_subpath(__file__)
+    return CACHED and any(Path(numba.config.CACHE_DIR, place).glob("judge.judge-*.nbc"))
 
 
 def signed(value: int) -> int:

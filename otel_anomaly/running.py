@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 HANG_UP: Final = getattr(signal, "SIGHUP", None)
 """What asks for a reload; there is none on Windows."""
+HEARD: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 EXIT_OK, EXIT_CANNOT_START, EXIT_BY_FORCE = 0, 3, 4
 SWITCH_S: Final = 0.001
 """After a wait for the network the event loop may wait so long again, for a thread that works in
@@ -94,6 +95,7 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
         if sys.platform != "win32":
             loop.add_signal_handler(signal.SIGUSR1, service.snapshots.ask)
         if not await _started(service, stop, last_resort):
+            _hear_no_more(loop)
             return EXIT_OK
         gc.freeze()  # What is there now stays: a full collection need not look at it each time.
     except (OSError, ValueError) as error:
@@ -107,7 +109,17 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
     last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: forced + _last_words(service))
     await service.stop()
     say(_last_words(service).rstrip())
+    _hear_no_more(loop)
     return EXIT_OK
+
+
+def _hear_no_more(loop: asyncio.AbstractEventLoop) -> None:
+    """All is done. One more signal would make a failure of it while the interpreter ends."""
+    for name in HEARD:
+        number = getattr(signal, name, None)
+        if number is not None:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
 
 async def _started(service: Service, stop: asyncio.Event, last_resort: LastResort) -> bool:

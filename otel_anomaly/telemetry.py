@@ -205,11 +205,13 @@ class Telemetry:
             "transport",
         )
         self.connections = self._gauge(
-            "receiver_connections", "Connections open at the HTTP doors.", "transport"
+            "receiver_connections",
+            "Connections open. At gRPC as of the last look, up to 30 s ago, and on Linux only.",
+            "transport",
         )
         self.refused_connections = self._counter(
             "receiver_refused_connections",
-            "Connections of the HTTP doors that were ended or not let in.",
+            "Connections that were ended or not let in; at gRPC the reason `per_client` alone.",
             "transport",
             "reason",
         )
@@ -319,10 +321,9 @@ class Telemetry:
                     self.requests.labels(transport, signal.value, outcome.value)
         for transport in (*TRANSPORTS, "monitoring"):
             self.door_reload_failures.labels(transport)
-            if transport != "grpc":  # grpcio keeps its connections to itself.
-                self.connections.labels(transport)
-                for reason in REFUSED_CONNECTIONS:
-                    self.refused_connections.labels(transport, reason)
+            self.connections.labels(transport)
+            for reason in REFUSED_CONNECTIONS if transport != "grpc" else ("per_client",):
+                self.refused_connections.labels(transport, reason)
         for transport in TRANSPORTS:
             self.unfinished_bytes.labels(transport)
         for exporter in exporters:

@@ -36,8 +36,11 @@ def message_head(size: int) -> bytes:
     return b"\0" + size.to_bytes(4, "big")
 
 
+EXPORT = f"/{TRACE_SERVICE}/Export"
+
+
 class RawClient:
-    """One connection with stream 1 as an Export under way."""
+    """One connection with stream 1 as an Export under way, or as another method."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -64,12 +67,12 @@ class RawClient:
         self._listener.cancel()
         await asyncio.wait({self._listener})
 
-    def open(self, *headers: tuple[str, str]) -> None:
-        """The headers of an Export, and no message."""
+    def open(self, *headers: tuple[str, str], path: str = EXPORT) -> None:
+        """The headers of a request, and no message."""
         named = [
             (":method", "POST"),
             (":scheme", "http"),
-            (":path", f"/{TRACE_SERVICE}/Export"),
+            (":path", path),
             (":authority", "test"),
             ("content-type", "application/grpc"),
             ("te", "trailers"),

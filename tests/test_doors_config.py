@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
-from otel_anomaly.config import ConfigError, HttpReceiverConfig, load_config, summary
+from otel_anomaly.config import (
+    ConfigError,
+    HttpReceiverConfig,
+    MetricsConfig,
+    load_config,
+    summary,
+)
 from otel_anomaly.config.quantities import KIB
+from otel_anomaly.receivers.monitoring import Monitoring
 from otel_anomaly.receivers.reloading import exposure, warn_of_exposure
 from otel_anomaly.receivers.sockets import FILES_KEPT, connection_shares, is_local
+from otel_anomaly.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,3 +202,24 @@ def test_a_door_that_is_opened_while_running_says_so(caplog: pytest.LogCaptureFi
         warn_of_exposure("http", config, former)
     (line,) = caplog.messages
     assert line.startswith("OPEN DOOR: OTLP/http listens on 0.0.0.0:4318: anybody")
+
+
+@pytest.mark.parametrize(("endpoint", "lines"), [("0.0.0.0:0", 1), ("127.0.0.1:0", 0)])
+def test_pages_that_others_reach(
+    endpoint: str, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Scenario: the pages of metrics and health on all addresses, and on loopback.
+    Guarantees: one loud line that names the endpoint and its key; none where nobody else comes.
+    """
+
+    async def scenario() -> None:
+        page = Monitoring(MetricsConfig(endpoint=endpoint), Telemetry(), dict, lambda: True)
+        await page.start()
+        await page.stop()
+
+    asyncio.run(scenario())
+    assert len(caplog.messages) == lines
+    for line in caplog.messages:
+        assert line.startswith(f"OPEN DOOR: metrics and health listen on {endpoint}: anybody")
+        assert "telemetry.metrics.endpoint" in line

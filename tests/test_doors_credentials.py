@@ -245,3 +245,33 @@ def test_tokens_change_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
     assert TOKEN not in caplog.text
     assert OTHER not in caplog.text
+
+
+def test_tokens_that_may_be_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: the file of tokens is exchanged for one that cannot be read; after three looks it
+    can, and looks the same as before.
+    Guarantees: the refusal is told once; the new token opens at the first look at which it can be
+    read, and health is as it was.
+    """
+    path = tmp_path / "tokens"
+    path.write_text(TOKEN)
+
+    async def scenario() -> None:
+        async with http_door(auth={"bearer": {"filename": str(path)}}) as rig:
+            path.write_text(OTHER)
+            with monkeypatch.context() as patch:
+                # Not by its mode: whoever runs the tests may be let into everything.
+                patch.setattr(module, "FILE_BYTES_MAX", 1)
+                for _ in range(3):
+                    await rig.door._files.look()
+                    assert rig.door.problem is not None
+            await rig.door._files.look()
+            assert rig.door.problem is None
+            assert (await rig.post(b"x", authorization=f"Bearer {OTHER}")).status == 200
+
+    with caplog.at_level(logging.ERROR, "otel_anomaly"):
+        asyncio.run(scenario())
+    assert len(caplog.records) == 1

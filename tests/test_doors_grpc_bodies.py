@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from otel_anomaly.config import GrpcReceiverConfig
 from otel_anomaly.handoff import Outcome
@@ -19,17 +20,19 @@ from otel_anomaly.receivers import grpc_bodies
 from otel_anomaly.receivers.grpc_bodies import GrpcBodies, Peer, address_of
 from otel_anomaly.receivers.unfinished import BODIES_HELD_MAX
 from tests.door_rigs import GrpcRig, grpc_door, gzip_bomb, until
-from tests.raw_http2 import GOAWAY, RawClient, message_head
+from tests.raw_http2 import EXPORT, GOAWAY, RawClient, message_head
 
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells bytes received")
 
 
-async def many(rig: GrpcRig, stack: AsyncExitStack, count: int, size: int) -> list[RawClient]:
+async def many(
+    rig: GrpcRig, stack: AsyncExitStack, count: int, size: int, path: str = EXPORT
+) -> list[RawClient]:
     """Clients that each send `size` bytes of a message of a MiB, then nothing."""
     clients = [await stack.enter_async_context(RawClient(rig.door.port)) for _ in range(count)]
     for client in clients:
-        client.open()
+        client.open(path=path)
     await asyncio.gather(*(client.send(message_head(MIB) + bytes(size)) for client in clients))
     return clients
 
@@ -55,6 +58,35 @@ def test_unfinished_messages_share_a_bound() -> None:
             await stack.aclose()
             await until(lambda: len(bodies) == 0)
             assert bodies.held == 0
+
+    asyncio.run(scenario())
+
+
+@linux
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_health_checks_are_under_the_same_bound(method: str) -> None:
+    """
+    Scenario: twelve clients without any credential send most of a message of the limit to the
+    health service and stop.
+    Guarantees: so many are given up that the rest fits under the bound of all requests; a real
+    check is answered; when all have gone, nothing is held and nobody is counted as asking.
+    """
+    auth = {"bearer": {"tokens": ["a-token-of-somebody"]}}
+
+    async def scenario() -> None:
+        async with grpc_door(auth=auth) as rig, AsyncExitStack() as stack:
+            bodies = rig.door._bodies.bodies
+            path = f"/grpc.health.v1.Health/{method}"
+            clients = await many(rig, stack, 12, MIB * 9 // 10, path)
+            await until(lambda: sum(bool(client.ended) for client in clients) == 8)
+            assert len(bodies) == BODIES_HELD_MAX
+            assert 0 < bodies.held <= bodies.bytes_max
+            check = health_pb2_grpc.HealthStub(rig.channel).Check
+            await check(health_pb2.HealthCheckRequest())
+            await stack.aclose()
+            await until(lambda: len(bodies) == 0)
+            assert bodies.held == 0
+            await until(lambda: not rig.door._health._asking)
 
     asyncio.run(scenario())
 

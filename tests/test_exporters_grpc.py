@@ -377,3 +377,20 @@ def test_gzip_makes_requests_smaller() -> None:
 
     assert asyncio.run(counted("gzip")) < len(gzip.compress(body)) + 5000
     assert asyncio.run(counted("none")) > len(body)
+
+
+def test_headers_are_not_repeated() -> None:
+    """
+    Scenario: the next hop quotes the token it was shown in its refusal.
+    Guarantees: the message has a star for it, and its other words.
+    """
+
+    async def main() -> str:
+        hop = Hop(refusing(Code.UNAUTHENTICATED, "token t0ken-0fff-usss has expired"))
+        async with (
+            serving(hop) as port,
+            exporting(port, headers={"authorization": "Bearer t0ken-0fff-usss"}) as exporter,
+        ):
+            return (await exporter.send(b"x", Signal.TRACES, 1)).message
+
+    assert asyncio.run(main()) == "UNAUTHENTICATED: token *-*-* has expired"

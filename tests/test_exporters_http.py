@@ -385,3 +385,22 @@ def test_headers_that_are_ours() -> None:
     with pytest.raises(ValueError, match="content-type") as caught:
         HttpExporter(config, FixedClock())
     assert "secret" not in str(caught.value)
+
+
+def test_headers_are_not_repeated() -> None:
+    """
+    Scenario: the next hop quotes the key it was shown in its refusal, and where it keeps less than
+    all; then without headers.
+    Guarantees: the message has a star for the key, and its other words; without headers all of it.
+    """
+    said = "invalid API key 'k3y-0f-us'"
+    refusal = Status(message=said).SerializeToString()
+    partial = ExportLogsServiceResponse()
+    partial.partial_success.rejected_log_records = 1
+    partial.partial_success.error_message = said
+    for status, content in ((401, refusal), (200, partial.SerializeToString())):
+        hop = Hop(answering(status, content, Content_Type="application/x-protobuf"))
+        result = send_once(hop, Signal.LOGS, headers={"x-api-key": "k3y-0f-us"})
+        assert "invalid" in result.message
+        assert "k3y" not in result.message
+        assert said in send_once(hop, Signal.LOGS).message

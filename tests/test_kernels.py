@@ -12,8 +12,9 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+from numba.core.caching import UserProvidedCacheLocator
 
-from otel_anomaly import kernels
+from otel_anomaly import judge, kernels
 from otel_anomaly.kernels import (
     BLOCK,
     Int,
@@ -361,17 +362,23 @@ def test_no_cache_without_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cache_is_warm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
-    Scenario: an empty cache, one with an index only, one with code of a small kernel, of the judge.
-    Guarantees: warm only when the judge's code is there and can be kept.
+    Scenario: an empty cache, one with an index only, one with code of a small kernel, of the judge
+    of an installation in another place, of ours.
+    Guarantees: warm only when our judge's code is there and can be kept.
     """
     monkeypatch.setattr(kernels, "CACHED", True)
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     assert not kernels.cache_is_warm()
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "judge.judge-1.nbi").write_bytes(b"")
-    (tmp_path / "deep" / "hashing.hash_bytes-1.nbc").write_bytes(b"")
+    place = UserProvidedCacheLocator(kernels.cache_is_warm, judge.__file__).get_cache_path()
+    ours, other = Path(place), tmp_path / "otel_anomaly_elsewhere"
+    assert ours.parent == tmp_path
+    for folder in (ours, other):
+        folder.mkdir()
+    (ours / "judge.judge-1.nbi").write_bytes(b"")
+    (ours / "hashing.hash_bytes-1.nbc").write_bytes(b"")
+    (other / "judge.judge-1.1.nbc").write_bytes(b"")
     assert not kernels.cache_is_warm()
-    (tmp_path / "deep" / "judge.judge-1.1.nbc").write_bytes(b"")
+    (ours / "judge.judge-1.1.nbc").write_bytes(b"")
     assert kernels.cache_is_warm()
     monkeypatch.setattr(kernels, "CACHED", False)
     assert not kernels.cache_is_warm()

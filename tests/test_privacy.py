@@ -27,7 +27,7 @@ from otel_anomaly.otlp.redaction import DIGITS_LEAST
 from otel_anomaly.receivers.grpc import SERVICES
 from otel_anomaly.replay import replay_command
 from tests import canaries
-from tests.canaries import CANARY, TOLD, Canaries
+from tests.canaries import CANARY, SECRET, TOLD, Canaries
 from tests.door_rigs import NOW_NS, until
 from tests.service_rigs import Place, running
 
@@ -167,8 +167,10 @@ def test_canaries(status: int, tmp_path: Path, _log: io.StringIO) -> None:  # no
     assert len(canary.made) > 200
     for answer in answers:
         assert canary.seen(answer) == set(), answer
+        assert SECRET not in answer
     assert "exporter otlp_http" in _log.getvalue()
     assert canary.seen(_log.getvalue()) == set()
+    assert SECRET not in _log.getvalue() + place.console.getvalue()
     kept = {path.name: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     forwarded = [name for name in kept if name.startswith(("spans", "logs"))]
     assert len(forwarded) == 2
@@ -180,7 +182,9 @@ def test_canaries(status: int, tmp_path: Path, _log: io.StringIO) -> None:  # no
     for text in told:
         assert canary.seen(text, TOLD) == set()
         assert canary.seen(text)
+    assert SECRET.encode() not in told[0]
     for name, content in kept.items():
+        assert (SECRET.encode() in content) == (name in forwarded), name
         if name not in forwarded:
             assert canary.seen(content, TOLD) == set(), name
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import asynccontextmanager
+import sys
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,7 +17,13 @@ from otel_anomaly.config import MetricsConfig
 from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
 from otel_anomaly.receivers import status
 from otel_anomaly.receivers.intake import LOG_EVERY_S, Intake
-from otel_anomaly.receivers.monitoring import METRICS_TYPE, Monitoring
+from otel_anomaly.receivers.monitoring import (
+    CONNECTIONS_MAX,
+    CONNECTIONS_OF_CLIENT_MAX,
+    METRICS_TYPE,
+    PAGES,
+    Monitoring,
+)
 from otel_anomaly.telemetry import Telemetry
 from tests.door_rigs import (
     Answer,
@@ -139,16 +146,18 @@ def test_intake_survives_a_bug_and_logs_it_once(caplog: pytest.LogCaptureFixture
 
 
 class Page:
-    """A monitoring page whose readiness the test sets."""
+    """A monitoring page whose readiness and clock the test sets."""
 
     def __init__(self) -> None:
         self.is_ready = False
+        self.clock = StandingClock()
         self.telemetry = Telemetry()
         self.monitoring = Monitoring(
             MetricsConfig(endpoint="127.0.0.1:0"),
             self.telemetry,
             lambda: {"status": "degraded", "queue": {"bytes": 3}},
             lambda: self.is_ready,
+            self.clock,
         )
 
     async def get(self, path: str, method: str = "GET") -> Answer:
@@ -234,6 +243,57 @@ def test_monitoring_outlives_garbage(caplog: pytest.LogCaptureFixture) -> None:
 
     asyncio.run(scenario())
     assert not caplog.records
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is nobody's address")
+def test_nobody_keeps_the_supervisor_out() -> None:
+    """
+    Scenario: one address opens connections to the pages until no more are let in.
+    Guarantees: it gets no more than its share, is told so, and another address is answered.
+    """
+
+    async def scenario() -> None:
+        async with page() as made, AsyncExitStack() as stack:
+            port = made.monitoring.port
+            for _ in range(CONNECTIONS_OF_CLIENT_MAX):
+                await stack.enter_async_context(connect(port))
+            assert (await made.get("/healthz")).status == 503
+            other = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
+            other[1].write(request_head("GET", "/healthz"))
+            assert (await read_answer(other[0])).status == 200
+            other[1].close()
+
+    assert 2 * CONNECTIONS_OF_CLIENT_MAX < CONNECTIONS_MAX
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is nobody's address")
+def test_nobody_asks_too_often() -> None:
+    """
+    Scenario: one address asks for pages as often as it can, then time goes by.
+    Guarantees: when it has had its share it waits, and another address is answered meanwhile; then
+    it is answered as well.
+    """
+
+    async def scenario() -> None:
+        async with page() as made, AsyncExitStack() as stack:
+            for _ in range(PAGES.burst):
+                assert (await made.get("/readyz")).status == 503
+            greedy, writer = await stack.enter_async_context(connect(made.monitoring.port))
+            writer.write(request_head("GET", "/metrics"))
+            other = await asyncio.open_connection(
+                "127.0.0.1", made.monitoring.port, local_addr=("127.0.0.2", 0)
+            )
+            other[1].write(request_head("GET", "/metrics"))
+            assert (await read_answer(other[0])).status == 200
+            other[1].close()
+            answer = asyncio.create_task(read_answer(greedy))
+            await asyncio.wait({answer}, timeout=3 / PAGES.requests_per_second)
+            assert not answer.done()
+            made.clock.steady_s += 1
+            assert (await answer).status == 200
+
+    asyncio.run(scenario())
 
 
 def test_taken_port_is_an_error_that_names_it() -> None:

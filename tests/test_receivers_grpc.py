@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from otel_anomaly.config import GrpcReceiverConfig
 from otel_anomaly.handoff import Batch, Outcome, Reply, Signal
+from otel_anomaly.receivers import health
 from otel_anomaly.receivers.grpc import HEALTH_NAMES, SERVICES, STATUS_DETAILS_KEY, GrpcReceiver
 from otel_anomaly.telemetry import Telemetry
 from tests.door_process import HTTP_LIMIT
@@ -42,6 +43,7 @@ BODY = bytes(range(256)) * 40
 TRACES = SERVICES[Signal.TRACES]
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
@@ -223,6 +225,62 @@ def test_watcher_that_leaves() -> None:
             await rig.door.set_serving(serving=True)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        health_pb2.HealthCheckRequest(service="x" * 1024).SerializeToString(),
+        b"\x0a\x09short",
+        b"\xff",
+    ],
+    ids=["long", "cut", "garbage"],
+)
+def test_health_of_what_has_no_name(method: str, message: bytes) -> None:
+    """
+    Scenario: a check and a watch of a name longer than any service's, of half a message, of none.
+    Guarantees: INVALID_ARGUMENT at once; nothing of it is kept.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig:
+            call = rig.channel.unary_unary(f"/grpc.health.v1.Health/{method}")(message)
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert not rig.door._health._asking
+
+    asyncio.run(scenario())
+
+
+def test_health_is_watched_by_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: room for three that ask at once, of one client or of all; three watch, one of them a
+    service that is not there; a fourth comes, and a check; then one leaves.
+    Guarantees: those who are there are told, more are RESOURCE_EXHAUSTED, and after one has left
+    there is room for one.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig:
+            stub = health_pb2_grpc.HealthStub(rig.channel)
+            names = ("", TRACES, "other")
+            watches = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in names]
+            told = [(await watch.read()).status for watch in watches]
+            assert told == [NOT_SERVING, NOT_SERVING, SERVICE_UNKNOWN]
+            late = stub.Watch(health_pb2.HealthCheckRequest())
+            assert await late.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            check = stub.Check(health_pb2.HealthCheckRequest())
+            assert await check.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            watches[0].cancel()
+            await until(lambda: rig.door._health._asking.total() == 2)
+            assert (await stub.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+            await rig.door.set_serving(serving=True)
+            assert (await watches[1].read()).status == SERVING
+
+    for limit in ("ASKING_MAX", "ASKING_OF_CLIENT_MAX"):
+        with monkeypatch.context() as patch:
+            patch.setattr(health, limit, 3)
+            asyncio.run(scenario())
 
 
 def test_stop_finishes_what_was_taken_over() -> None:

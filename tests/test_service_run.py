@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from otel_anomaly.config import Config
 
 
+HEARD = [getattr(signal, name) for name in running.HEARD if hasattr(signal, name)]
+
+
 class _Killed(service.Service):
     """Sends the process a signal once it is ready: what a person or an orchestrator does."""
 
@@ -48,7 +51,7 @@ def _quiet_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _handlers_come_back() -> Iterator[None]:
     """Signal handlers are the process's: a test must not leave its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in HEARD}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -79,6 +82,7 @@ def test_a_stop_is_heard_while_it_starts(
     """
     monkeypatch.setattr(running, "Service", _Starting)
     assert running.run(config_in(tmp_path)) == 0
+    assert {signal.getsignal(each) for each in HEARD} == {signal.SIG_IGN}
     assert capsys.readouterr().err.endswith("stopping before the start is over ...\n")
 
 
@@ -123,8 +127,9 @@ def test_run_until_a_signal(
 ) -> None:
     """
     Scenario: the service runs, on uvloop or where there is none, and gets SIGTERM or Ctrl-C.
-    Guarantees: exit 0; standard error says where it listens, that it stops, and the ledger; the
-    folder of its files is made for its owner alone; no thread is left.
+    Guarantees: exit 0, whatever signal comes behind the last words; standard error says where it
+    listens, that it stops, and the ledger; the folder of its files is made for its owner alone; no
+    thread is left.
     """
     speaks = SimpleNamespace(platform=platform, stderr=sys.stderr, stdout=sys.stdout)
     monkeypatch.setattr(running, "sys", speaks)
@@ -132,6 +137,7 @@ def test_run_until_a_signal(
     folder = tmp_path / "deep" / "data"
     threads = threading.active_count()
     assert run_until_killed(monkeypatch, config_in(folder), number) == 0
+    assert {signal.getsignal(each) for each in HEARD} == {signal.SIG_IGN}
     assert threading.active_count() <= threads + 1  # grpcio keeps its poller for the process.
     ready, stopping, stopped = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
@@ -205,7 +211,10 @@ def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "Not a directory": config_in(tmp_path / "file" / "data"),
             "exporters.otlp_http/x: ": config_in(tmp_path, exporters={"otlp_http/x": header}),
             "receivers.otlp.protocols.http: tls: cannot use /no.crt": config_in(
-                tmp_path, receivers={"otlp": {"protocols": {"http": {"tls": no_file}}}}
+                tmp_path,
+                receivers={
+                    "otlp": {"protocols": {"http": {"endpoint": "127.0.0.1:0", "tls": no_file}}}
+                },
             ),
         }
         for said, config in wrong.items():

@@ -135,11 +135,6 @@ class PerClientConfig(Section):
     """Requests a client may send on average; 0 is no limit. Beyond: 429 or UNAVAILABLE."""
     burst: Count = Field(default=100, ge=1, le=1_000_000)
     """Requests it may send at once before the average counts."""
-
-
-class HttpPerClientConfig(PerClientConfig):
-    """Limits per client address (IPv6: per /64). Behind a proxy all clients are one: leave off."""
-
     connections: Count = Field(default=0, ge=0, le=1_000_000)
     """Connections a client may hold; 0 is no limit."""
 
@@ -267,4 +262,4 @@ class HttpReceiverConfig(_DoorConfig):
     max_connection_age_grace: Annotated[Duration, Field(gt=0)] = 60 * SECOND_NS
     """One that gets no answer by then is closed all the same."""
     cors: Annotated[CorsConfig | None, BeforeValidator(_written_out)] = None
-    per_client: HttpPerClientConfig = HttpPerClientConfig()
+    per_client: PerClientConfig = PerClientConfig()

@@ -3,13 +3,19 @@
     "invalid value 'alice: 4711' in attribute note"  ->  "invalid value '*: *' in attribute *"
 
 A word that stands in the request that was sent is a star, unless it belongs to the language of such
-messages, which tells nothing of anybody. Numbers below a thousand are left: they are codes.
+messages, which tells nothing of anybody. Numbers below a thousand are left: they are codes. The
+same holds for the headers it was sent, among which are credentials: "invalid API key 'a1b2c3'".
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from otel_anomaly.exporters.contract import SendResult
 
 _WORD: Final = re.compile(r"\w+")
 _SHORT: Final = 2
@@ -54,3 +60,15 @@ def without_echo(message: str, body: bytes) -> str:
         return word
 
     return _WORD.sub(kept, message)
+
+
+def told_by(headers: Mapping[str, str]) -> bytes:
+    """What a next hop gets to know by headers, for `without_headers`."""
+    return "\n".join(headers.values()).encode()
+
+
+def without_headers(result: SendResult, told: bytes) -> SendResult:
+    """A result whose message does not repeat them."""
+    if not told or not result.message:
+        return result
+    return result._replace(message=without_echo(result.message, told))

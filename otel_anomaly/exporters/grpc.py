@@ -15,6 +15,7 @@ import grpc.aio
 from otel_anomaly.config import SECOND_NS
 from otel_anomaly.exporters.contract import USER_AGENT, SendResult, clipped, rejected, retry
 from otel_anomaly.exporters.destination import refuse_own_doors
+from otel_anomaly.exporters.echo import told_by, without_headers
 from otel_anomaly.exporters.response import RESPONSE_BYTES_MAX, retry_info_s, taken
 from otel_anomaly.exporters.tls import pem_files
 from otel_anomaly.handoff import INSTANCE, INSTANCE_HEADER, Signal
@@ -76,6 +77,7 @@ class GrpcExporter:
         self._config = config
         self._doors = doors
         self._timeout_s = config.timeout / SECOND_NS
+        self._told = told_by(config.headers)
         self._metadata = ((INSTANCE_HEADER, INSTANCE), *_metadata(config.headers))
 
     async def start(self) -> None:
@@ -104,8 +106,11 @@ class GrpcExporter:
                 body, timeout=self._timeout_s, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
-            return taken(None, signal) if _is_response_too_large(error) else failure(error)
-        return taken(response, signal)
+            too_large = _is_response_too_large(error)
+            result = taken(None, signal) if too_large else failure(error)
+        else:
+            result = taken(response, signal)
+        return without_headers(result, self._told)
 
     async def close(self) -> None:
         """Close the channel."""

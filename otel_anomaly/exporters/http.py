@@ -25,6 +25,7 @@ from otel_anomaly.exporters.contract import (
     too_large,
 )
 from otel_anomaly.exporters.destination import refuse_own_doors
+from otel_anomaly.exporters.echo import told_by, without_headers
 from otel_anomaly.exporters.response import (
     RESPONSE_BYTES_MAX,
     retry_after_s,
@@ -89,6 +90,7 @@ class HttpExporter:
             INSTANCE_HEADER: INSTANCE,
             "Content-Type": CONTENT_TYPE[config.encoding],
         }
+        self._told = told_by(config.headers)
         self._compress = COMPRESS[config.compression]
         if self._compress is not None:
             self._headers["Content-Encoding"] = config.compression
@@ -109,6 +111,9 @@ class HttpExporter:
     async def send(self, body: bytes, signal: Signal, items: int) -> SendResult:
         """One POST, within the deadline."""
         del items
+        return without_headers(await self._send(body, signal), self._told)
+
+    async def _send(self, body: bytes, signal: Signal) -> SendResult:
         url = self._url.get(signal)
         if url is None:
             return rejected(f"no endpoint is configured for {signal.value}", about_data=False)

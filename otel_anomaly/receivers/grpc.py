@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Reply, Signal, admit_all
 from otel_anomaly.receivers.certificates import PemFiles, pem_files
+from otel_anomaly.receivers.client_connections import ClientConnections
 from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.grpc_bodies import GrpcBodies
+from otel_anomaly.receivers.health import Health
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.looping import LoopGuard
 from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure
@@ -55,8 +56,6 @@ SERVICES: Final = {
     Signal.LOGS: "opentelemetry.proto.collector.logs.v1.LogsService",
 }
 HEALTH_NAMES: Final = ("", *SERVICES.values())
-WATCHERS_TOLD_S: Final = 0.05
-"""For the last NOT_SERVING to go out to those who watch; a watch never ends by itself."""
 STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
 _ACCEPTED = Outcome.ACCEPTED
 _MIB = 1 << 20
@@ -98,10 +97,11 @@ class GrpcReceiver:
         self._gate = Gate(admit, clock)
         self._bodies = GrpcBodies(config.max_recv_msg_size_mib * _MIB, config.read_timeout / 1e9)
         telemetry.unfinished_bytes.labels("grpc").set_function(lambda: self._bodies.bodies.held)
+        self._connections = ClientConnections("grpc", telemetry, gauge=True)
         self._files = FileReload("grpc", telemetry, self._read_files)
         self._certificate = _Certificate()
         self._loops = LoopGuard("grpc", telemetry, clock)
-        self._health = _Health()
+        self._health = Health(HEALTH_NAMES, self._bodies)
         self._server: Any = None
         self._leaving: set[asyncio.Task[None]] = set()
         self.port = 0
@@ -129,15 +129,16 @@ class GrpcReceiver:
         check_free(config.endpoint)  # A second process on the port is an error, not a silent half.
         self._server, self.port = await self._open(config, config.endpoint)
         self._bodies.open(self.port)
+        self._connections.limit(config.per_client.connections)
+        if unix_path(config.endpoint) is None:
+            self._connections.start(self.port)
         await self._files.start(config)
         warn_of_exposure("grpc", config)
 
     async def _open(self, config: GrpcReceiverConfig, endpoint: str) -> tuple[Any, int]:
         server = grpc.aio.server(options=_options(config))
-        server.add_generic_rpc_handlers(
-            tuple(_service(name, self._export(self._intakes[s])) for s, name in SERVICES.items())
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        services = [_service(name, self._export(self._intakes[s])) for s, name in SERVICES.items()]
+        server.add_generic_rpc_handlers((*services, self._health.handler()))
         try:
             with owner_only() if unix_path(endpoint) is not None else contextlib.nullcontext():
                 port = self._bind(server, config, endpoint)
@@ -174,6 +175,7 @@ class GrpcReceiver:
         warn_of_exposure("grpc", config, self._config)
         self._gate.credentials = credentials
         self._gate.limit_clients(config.per_client)
+        self._connections.limit(config.per_client.connections)
         self._bodies.bodies.limit = config.max_recv_msg_size_mib * _MIB
         self._bodies.timeout_s = config.read_timeout / 1e9
         self._config = config
@@ -197,15 +199,14 @@ class GrpcReceiver:
 
     async def set_serving(self, *, serving: bool) -> None:
         """What health checks are told, for the whole server and for each service."""
-        status = health_pb2.HealthCheckResponse
-        for name in HEALTH_NAMES:
-            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+        self._health.set_serving(serving=serving)
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""
         if self._server is None:
             return
         await self._files.stop()
+        await self._connections.stop()
         await self.set_serving(serving=False)
         await self._health.close()
         self._bodies.bodies.stop()
@@ -268,36 +269,6 @@ class _Certificate:
     def _fetch(self) -> Any:  # noqa: ANN401 - no types.
         """News, which every server on the port must hear; the same again does no harm."""
         return self._news
-
-
-class _Health(health.aio.HealthServicer):  # type: ignore[misc] # No types in grpc_health.
-    """The stock servicer, whose watchers end when the server does.
-
-    A watch lasts as long as its client likes, so one load balancer that watches would hold every
-    stop for the whole grace time.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._watchers: set[asyncio.Task[None]] = set()
-
-    async def Watch(self, request: object, context: object) -> None:  # noqa: N802 - gRPC's name.
-        watcher = asyncio.create_task(super().Watch(request, context))
-        self._watchers.add(watcher)
-        try:
-            await asyncio.wait({watcher})
-            if not watcher.cancelled():
-                watcher.result()
-        finally:
-            watcher.cancel()
-            self._watchers.discard(watcher)
-
-    async def close(self) -> None:
-        """End the watches, after they have been told that the service is going."""
-        if self._watchers:
-            await asyncio.wait(self._watchers, timeout=WATCHERS_TOLD_S)
-        for watcher in self._watchers:
-            watcher.cancel()
 
 
 def _fixed(config: GrpcReceiverConfig) -> object:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
 
+from otel_anomaly.config import PerClientConfig
 from otel_anomaly.receivers.connections import Census, Limits
+from otel_anomaly.receivers.gate import ClientRates
 from otel_anomaly.receivers.listener import Listener
+from otel_anomaly.receivers.reloading import warn_of_open_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from otel_anomaly.config import MetricsConfig
+    from otel_anomaly.handoff import Clock
     from otel_anomaly.telemetry import Telemetry
 
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 STOP_GRACE_S: Final = 1.0
 CONNECTIONS_MAX: Final = 256
 """Scrapers and supervisors are few."""
+CONNECTIONS_OF_CLIENT_MAX: Final = 64
+"""Of one address. One that holds them all would have the supervisor think that we are dead."""
 LINE_BYTES_MAX: Final = 4096
+PAGES: Final = PerClientConfig(requests_per_second=10, burst=50)
+"""Of one address; more have to wait. To write all metrics takes 5 ms, in which no span comes in."""
 
 
 class Monitoring:
@@ -32,12 +41,20 @@ class Monitoring:
         telemetry: Telemetry,
         health: Callable[[], Mapping[str, object]],
         ready: Callable[[], bool],
+        clock: Clock | None = None,
     ) -> None:
+        """Without a clock nobody has to wait, however often he asks."""
+        self._rates = ClientRates(PAGES, clock) if clock is not None else None
         self._telemetry = telemetry
         self._health = health
         self._ready = ready
         census = Census("monitoring", telemetry, _not_http)
-        census.limits = Limits(connections=CONNECTIONS_MAX, line_bytes=LINE_BYTES_MAX)
+        census.limits = Limits(
+            connections=CONNECTIONS_MAX,
+            per_client=CONNECTIONS_OF_CLIENT_MAX,
+            line_bytes=LINE_BYTES_MAX,
+        )
+        self._endpoint = config.endpoint
         self._listener = Listener(config.endpoint, self._handle, census)
         self._pages = {
             "/metrics": self._metrics,
@@ -53,6 +70,7 @@ class Monitoring:
     async def start(self) -> None:
         """Listen. Raises OSError, naming the address, when it cannot."""
         await self._listener.start()
+        warn_of_open_page(self._endpoint)
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Close. The service stops this last, so that its end can be watched."""
@@ -66,6 +84,10 @@ class Monitoring:
             return web.Response(
                 status=405, text="GET and HEAD only\n", headers={hdrs.ALLOW: "GET, HEAD"}
             )
+        if self._rates is not None:
+            client: str = request.protocol.client  # type: ignore[attr-defined] # A Connection's.
+            while wait_s := self._rates.wait_s(client):  # noqa: ASYNC110 - others take from it too.
+                await asyncio.sleep(wait_s)
         response = page()
         response.headers[hdrs.CACHE_CONTROL] = "no-store"
         return response

@@ -82,6 +82,16 @@ def warn_of_exposure(transport: str, config: DoorConfig, former: DoorConfig | No
         LOG.warning("%s", line)
 
 
+def warn_of_open_page(endpoint: str) -> None:
+    """The same of the monitoring pages, which have neither TLS nor credentials."""
+    if not is_local(endpoint):
+        LOG.warning(
+            "OPEN DOOR: metrics and health listen on %s: anybody who can reach it can read them."
+            " Set telemetry.metrics.endpoint to 127.0.0.1, or keep strangers from it",
+            endpoint,
+        )
+
+
 class FileReload:
     """Looks at the files of one door now and then."""
 
@@ -117,12 +127,18 @@ class FileReload:
             self._task = None
 
     async def look(self) -> None:
-        """Use the files if they have changed."""
-        if not self._watch.changed():
+        """Use the files if they have changed, or could not be used.
+
+        A file that may be read again looks the same as before.
+        """
+        changed = self._watch.changed()
+        if not changed and self.problem is None:
             return
         try:
             await self._apply()
         except (ValueError, OSError) as error:
+            if not changed and self.problem == str(error):
+                return  # That has been told.
             self.problem = str(error)
             self._failures.inc()
             LOG.error(  # noqa: TRY400 - the message says it all.

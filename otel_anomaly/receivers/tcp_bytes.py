@@ -1,10 +1,10 @@
-"""How many bytes a TCP connection of somebody else's has received: asked of the kernel.
+"""What the kernel knows of TCP connections of somebody else's: bytes received, who is connected.
 
 grpcio reads its sockets itself and tells nothing of a message that is not whole yet. Linux does:
 netlink's socket diagnosis finds a connection by its four numbers and hands out its `tcp_info`
 (include/uapi/linux/inet_diag.h, tcp.h). One question takes about ten microseconds.
 
-Elsewhere, and where a sandbox forbids it, `received` answers None: then nobody knows.
+Elsewhere, and where a sandbox forbids it, the answer is None: then nobody knows.
 """
 
 from __future__ import annotations
@@ -12,23 +12,91 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NETLINK_SOCK_DIAG: Final = 4
 SOCK_DIAG_BY_FAMILY: Final = 20
 NLM_F_REQUEST: Final = 1
+NLM_F_DUMP: Final = 0x300
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
 INET_DIAG_INFO: Final = 2
 ALL_STATES: Final = 0xFFFFFFFF
+OPEN_STATES: Final = 1 << 1 | 1 << 8
+"""Established, and those whose client has closed its half."""
 ANSWER_TIMEOUT_S: Final = 0.01
 """The kernel answers before `send` returns; this is for sandboxes that never do."""
+DUMP_TIMEOUT_S: Final = 1.0
 
 _HEADER: Final = struct.Struct("=IHHII")
 _REQUEST: Final = struct.Struct("=BBBBI")
 _PORTS: Final = struct.Struct("!HH")
 _NO_COOKIE: Final = struct.pack("=III", 0, ALL_STATES, ALL_STATES)
-_ATTRIBUTES_AT: Final = _HEADER.size + 72
+_ANYBODY: Final = bytes(32)
+_INODE: Final = struct.Struct("=I")
+_MESSAGE_BYTES: Final = 72
+_ADDRESS_AT, _COOKIE_AT, _INODE_AT = (_HEADER.size + at for at in (24, 44, 68))
+_ATTRIBUTES_AT: Final = _HEADER.size + _MESSAGE_BYTES
 _BYTES_RECEIVED: Final = struct.Struct("=Q")
 _BYTES_RECEIVED_AT: Final = 128
+
+
+class Connected(NamedTuple):
+    """A connection that was accepted."""
+
+    cookie: bytes
+    """No other has it, as long as the machine runs."""
+    address: bytes
+    """Of the other side, 4 bytes or 16."""
+    inode: int
+    """The number under which the open files of a process have it."""
+
+    def host(self) -> str:
+        """The other side in words."""
+        family = socket.AF_INET if len(self.address) == 4 else socket.AF_INET6  # noqa: PLR2004
+        return socket.inet_ntop(family, self.address)
+
+
+def connected_to(port: int) -> list[Connected] | None:
+    """Who is connected to a port of ours; None when nobody knows.
+
+    For a thread: 30 to 45 ms for 5000 of them (2-core machine, busy).
+    """
+    try:
+        return [each for size in (4, 16) for each in _dump(port, size)]
+    except (OSError, struct.error, AttributeError):
+        return None
+
+
+def _dump(port: int, size: int) -> Iterator[Connected]:
+    """Those of one family. `size`: of an address of it."""
+    family = socket.AF_INET if size == 4 else socket.AF_INET6  # noqa: PLR2004 - bytes of IPv4.
+    request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, OPEN_STATES)
+    body = request + _PORTS.pack(port, 0) + _ANYBODY + _NO_COOKIE
+    flags = NLM_F_REQUEST | NLM_F_DUMP
+    question = _HEADER.pack(_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 1, 0) + body
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG) as netlink:
+        netlink.settimeout(DUMP_TIMEOUT_S)
+        netlink.send(question)
+        while answer := netlink.recv(1 << 16):
+            at = 0
+            while at < len(answer):
+                length, what, *_ = _HEADER.unpack_from(answer, at)
+                if what == NLMSG_DONE:
+                    return
+                if what == NLMSG_ERROR or length < _HEADER.size + _MESSAGE_BYTES:
+                    raise OSError("netlink does not tell")
+                (inode,) = _INODE.unpack_from(answer, at + _INODE_AT)
+                if inode:  # Else nobody has accepted it yet.
+                    cookie = answer[at + _COOKIE_AT : at + _COOKIE_AT + 8]
+                    address = answer[at + _ADDRESS_AT : at + _ADDRESS_AT + size]
+                    yield Connected(cookie, address, inode)
+                at += (length + 3) & ~3
+    raise OSError("netlink stopped telling")
 
 
 class TcpBytes:
