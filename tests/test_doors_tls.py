@@ -297,6 +297,35 @@ def test_doors_change_their_tls(pki: Pki, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_grpc_certificate_stays_when_the_limits_cannot_change(
+    pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a configuration brings another pair and another limit, for which grpcio needs a second
+    server; the system has no socket for it.
+    Guarantees: it is refused, and new connections see the pair of before.
+    """
+    other = tmp_path / "other"
+    other.mkdir()
+
+    async def scenario() -> None:
+        async with grpc_door(tls=tls_of(tmp_path, pki.first)) as rig:
+            before = rig.door._config
+            change = {"tls": TlsServerConfig(**tls_of(other, pki.second)), "max_header_size": 9000}
+
+            def no_socket(*_: object) -> int:
+                raise RuntimeError("too many open files")
+
+            monkeypatch.setattr(rig.door, "_bind", no_socket)
+            with pytest.raises(ValueError, match="too many open files"):
+                await rig.door.reconfigure(before.model_copy(update=change))
+            assert await export(rig.door.port, channel_credentials(pki.second)) is UNAVAILABLE
+            known = channel_credentials(pki.first)
+            assert await export(rig.door.port, known) is grpc.StatusCode.OK
+
+    asyncio.run(scenario())
+
+
 def test_pairs_that_cannot_be_used(pki: Pki, tmp_path: Path) -> None:
     """
     Scenario: a missing file, one that is not PEM, a key of another certificate, a key with a

@@ -169,8 +169,7 @@ class GrpcReceiver:
         if _fixed(config) != _fixed(self._config):
             if unix_path(config.endpoint) is not None:
                 raise ValueError("limits of a unix socket need a restart")
-            self._certificate.use(pem)
-            await self._replace(config)
+            await self._replace(config, pem)
         self._certificate.use(pem)
         warn_of_exposure("grpc", config, self._config)
         self._gate.credentials = credentials
@@ -181,12 +180,15 @@ class GrpcReceiver:
         self._config = config
         await self._files.start(config)
 
-    async def _replace(self, config: GrpcReceiverConfig) -> None:
+    async def _replace(self, config: GrpcReceiverConfig, pem: PemFiles | None) -> None:
         """A second server on the port; the first answers what it has and goes."""
         former, place = self._server, f"{config.endpoint.rpartition(':')[0]}:{self.port}"
+        shown = self._certificate.pem
+        self._certificate.use(pem)
         try:
             self._server, _ = await self._open(config, place)
         except OSError as error:
+            self._certificate.use(shown)
             raise ValueError(str(error)) from error
         leaving = asyncio.create_task(former.stop(REPLACED_GRACE_S))
         self._leaving.add(leaving)
@@ -248,21 +250,21 @@ class _Certificate:
     """What handshakes show: grpcio asks for news at each one, from a thread of its own."""
 
     def __init__(self) -> None:
-        self._pem: PemFiles | None = None
+        self.pem: PemFiles | None = None
         self._news: Any = None
 
     def use(self, pem: PemFiles | None) -> None:
         """From the next handshake on."""
-        if pem is not None and pem != self._pem:
+        if pem is not None and pem != self.pem:
             self._news = grpc.ssl_server_certificate_configuration(
                 [(pem.key, pem.chain)], pem.client_ca
             )
-        self._pem = pem
+        self.pem = pem
 
     def credentials(self, is_mutual: bool) -> Any:  # noqa: ANN401, FBT001 - no types.
         """For a server."""
-        assert self._pem is not None
-        pem = self._pem
+        assert self.pem is not None
+        pem = self.pem
         first = grpc.ssl_server_certificate_configuration([(pem.key, pem.chain)], pem.client_ca)
         return grpc.dynamic_ssl_server_credentials(first, self._fetch, is_mutual)
 
