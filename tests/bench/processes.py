@@ -50,7 +50,7 @@ class Child:
         try:
             self.hello = self._answer()
         except BaseException:
-            self.stop()
+            self.end()
             raise
 
     @property
@@ -86,9 +86,9 @@ class Child:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        self.stop()
+        self.end()
 
-    def stop(self) -> None:
+    def end(self) -> None:
         """Close its standard input, which ends it."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
