@@ -310,8 +310,10 @@ def _work_out_sums(kept: Kept) -> None:
     for start in range(0, kept.sessions.rows.size, AT_ONCE):
         some = kept.sessions.rows[start : start + AT_ONCE]
         _sum_ring(some["rate"])
-        loops = some["loop"]
-        loops["total"] = loops["counts"].sum(axis=2, dtype=np.int64).clip(max=loop.COUNT_MAX)
+        totals = some["loop"]["counts"].sum(axis=2, dtype=np.int64)
+        if (totals > loop.COUNT_MAX).any():
+            raise Unsound("sessions: a loop has more calls than are counted")
+        some["loop"]["total"] = totals
 
 
 def _sum_ring(rings: np.ndarray) -> None:

@@ -131,7 +131,13 @@ def test_run_until_a_signal(
     listens, that it stops, and the ledger; the folder of its files is made for its owner alone; no
     thread is left.
     """
-    speaks = SimpleNamespace(platform=platform, stderr=sys.stderr, stdout=sys.stdout)
+    speaks = SimpleNamespace(
+        platform=platform,
+        stderr=sys.stderr,
+        stdout=sys.stdout,
+        setswitchinterval=sys.setswitchinterval,
+    )
+    monkeypatch.setattr(running, "SWITCH_S", sys.getswitchinterval())
     monkeypatch.setattr(running, "sys", speaks)
     monkeypatch.setattr(running, "cache_is_warm", lambda: True)
     folder = tmp_path / "deep" / "data"

@@ -108,6 +108,7 @@ MAY_USE: dict[str, set[str]] = {
     "grpc": {"receivers", "exporters"},
     "grpc_health": {"receivers"},
     "aiohttp": {"receivers", "exporters"},
+    "yarl": {"receivers"},
     "backports": {"receivers", "exporters"},  # backports.zstd
     "compression": {"receivers", "exporters"},  # The same in Python 3.14.
     "google": {"otlp", "receivers", "exporters"},

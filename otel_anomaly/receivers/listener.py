@@ -17,6 +17,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
+from yarl import URL
 
 from otel_anomaly.receivers.connections import HTTP_LOG, Census, Connection, Limits
 from otel_anomaly.receivers.sockets import (
@@ -31,12 +32,27 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from aiohttp.http_parser import RawRequestMessage
+    from aiohttp.streams import StreamReader
+
 LINGER_S: Final = 3.0
 """After an early refusal, the time in which the rest of the body is read and thrown away, so that
 the client reads our answer and not a reset."""
 SWEEP_S: Final = 1.0
 BACKLOG: Final = 4096
 """Connections the kernel completes before we accept: a restart brings all clients at once."""
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    *rest: Any,  # noqa: ANN401 - the protocol, the writer and the task, as aiohttp gives them.
+) -> web.BaseRequest:
+    """aiohttp's own, for its parser lets a CONNECT to nowhere through: a request without a target,
+    at which the connection's task would end and leave the connection without one."""
+    if message.url is None:
+        message = message._replace(path="", url=URL())
+    return web.BaseRequest(message, payload, *rest, asyncio.get_running_loop())
 
 
 class Listener:
@@ -64,13 +80,17 @@ class Listener:
         OSError
             The address is taken or not ours. The message names it.
         """
-        self._http = web.Server(self._handler)
+        self.make_server()
         try:
             await self._listen(context)
         except OSError as error:
             reason = error.strerror or str(error)
             raise OSError(error.errno, f"cannot listen on {self._endpoint}: {reason}") from error
         self._sweeper = asyncio.create_task(self._sweep_forever())
+
+    def make_server(self) -> None:
+        """What answers on connections, whoever accepts them."""
+        self._http = web.Server(self._handler, request_factory=_request)
 
     async def _listen(self, context: ssl.SSLContext | None) -> None:
         loop, path = asyncio.get_running_loop(), unix_path(self._endpoint)

@@ -10,8 +10,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import web
-
 from otel_anomaly.config import HttpReceiverConfig, MetricsConfig
 from otel_anomaly.receivers.http import HttpReceiver
 from otel_anomaly.receivers.monitoring import Monitoring
@@ -93,7 +91,7 @@ class Target:
         page = Monitoring(MetricsConfig(endpoint="127.0.0.1:0"), telemetry, dict, lambda: True)
         self._listeners: list[Listener] = [self._door._listener, page._listener]
         for listener in self._listeners:
-            listener._http = web.Server(listener._handler)
+            listener.make_server()
 
     def check(self, data: bytes) -> None:
         """One input. Raises AssertionError for anything that a door must never do."""
@@ -116,6 +114,7 @@ class Target:
         connection = self._listeners[which]._connection()
         transport = FakeTransport(connection)
         connection.connection_made(transport)
+        reading = connection._task_handler
         size = max(1, len(data) // (pieces + 1))
         for i in range(0, len(data), size):
             if transport.is_closing():
@@ -126,6 +125,8 @@ class Target:
         transport.close()
         for _ in range(TURNS):
             await asyncio.sleep(0)
+        if reading is not None and reading.done() and not reading.cancelled():
+            reading.result()  # Asked here, or it is told with a later input, when it is collected.
         return bytes(transport.written)
 
 
