@@ -15,14 +15,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 
 from otel_anomaly.exporters import Fanout
 from otel_anomaly.exporters.contract import SENT, SendResult, rejected, retry
 from otel_anomaly.exporters.disk_files import RealFiles
-from otel_anomaly.exporters.disk_queue import REST_TURNS, DiskQueue
-from otel_anomaly.exporters.disk_store import DiskStore, Loaded
+from otel_anomaly.exporters.disk_queue import DiskQueue
+from otel_anomaly.exporters.disk_store import DiskStore
 from otel_anomaly.exporters.disk_worker import ThreadWorker
 from otel_anomaly.exporters.queue import RETRY_AFTER_S_MAX
 from otel_anomaly.handoff import Outcome, Payload, Reply, Signal
@@ -174,152 +173,6 @@ def test_memory_is_bounded_whatever_lies_on_disk() -> None:
         await rig.fanout.stop(1)
 
     on(disk, scenario, queue_size="1MiB", batch={"max_size": "64KiB"})
-
-
-def test_new_traffic_is_not_starved_by_a_backlog() -> None:
-    """
-    Scenario: 400 large requests lie on disk from an earlier run, each takes a second to send; new
-    ones come in.
-    Guarantees: the new one is accepted at once and is among the next four that are sent, and the
-    backlog goes on, in order: they take turns.
-    """
-    disk = SimDisk(random.Random(0))
-    big = 64 * KIB // RECORD
-
-    async def first(rig: Rig) -> None:
-        rig.hop.judge = lambda _: retry("away")
-        sent = [rig.send(record(number, big)) for number in range(200)]
-        assert {await one.outcome() for one in sent} == {Outcome.ACCEPTED}
-
-    async def second(rig: Rig) -> None:
-        rig.hop.script = [asyncio.sleep(1) for _ in range(1000)]
-        await asyncio.sleep(10.5)
-        before = len(rig.hop.attempts)
-        new = [rig.send(record(number, big)) for number in range(1000, 1010)]
-        assert {await one.outcome() for one in new} == {Outcome.ACCEPTED}
-        await asyncio.sleep(25)
-        after = [int(records(body)[0]) for body in rig.hop.bodies[before:]]
-        assert 1000 in after[:4]
-        fresh = [number for number in after if number >= 1000]
-        backlog = [number for number in after if number < 1000]
-        assert fresh == list(range(1000, 1010))
-        assert backlog == list(range(backlog[0], backlog[0] + len(backlog)))
-        assert len(backlog) >= 10
-        assert 4 <= sum(number < 1000 for number in after[1:11]) <= 6
-        for step in rig.hop.script:
-            step.close()  # type: ignore[union-attr]
-
-    on(disk, first, batch={"max_size": "64KiB"})
-    on(disk, second, batch={"max_size": "64KiB"}, num_consumers=1)
-
-
-def test_new_traffic_does_not_wait_behind_an_outage() -> None:
-    """
-    Scenario: the next hop is away for a minute while ten requests come in a second; when it is
-    back, each takes a quarter of a second to send, and new ones come in.
-    Guarantees: of what came early in the outage little is kept before the new ones, which take
-    turns with the backlog: the first is among the next 70, not behind half of the memory, and all
-    of them come in order. Nothing is lost.
-    """
-    disk = SimDisk(random.Random(0))
-    big = 64 * KIB // RECORD
-
-    async def scenario(rig: Rig) -> None:
-        rig.hop.judge = lambda _: retry("away")
-        for number in range(600):
-            assert await rig.send(record(number, big)).outcome() is Outcome.ACCEPTED
-            await asyncio.sleep(0.1)
-        back = len(rig.hop.attempts)
-        rig.hop.script = [asyncio.sleep(0.25) for _ in range(620)]
-        while rig.books.sent < 1:  # noqa: ASYNC110 - the time is virtual.
-            await asyncio.sleep(0.1)
-        new = [rig.send(record(number, big)) for number in range(1000, 1020)]
-        assert {await one.outcome() for one in new} == {Outcome.ACCEPTED}
-        while rig.books.held:  # noqa: ASYNC110 - the time is virtual.
-            await asyncio.sleep(0.25)
-        after = [int(records(body)[0]) for body in rig.hop.bodies[back:]]
-        assert after.index(1000) < 70
-        assert [number for number in after if number >= 1000] == list(range(1000, 1020))
-        assert sorted(after) == [*range(600), *range(1000, 1020)]
-        await rig.fanout.stop(1)
-
-    keys = {"disk_size": "64MiB", "queue_size": "16MiB", "batch": {"max_size": "64KiB"}}
-    on(disk, scenario, num_consumers=1, **keys)
-
-
-@pytest.mark.parametrize("turn_s", [0.0, 0.02])
-def test_a_backlog_gives_way_to_a_busy_loop(monkeypatch: pytest.MonkeyPatch, turn_s: float) -> None:
-    """
-    Scenario: a backlog drains while every turn of the event loop takes 20 ms; or no time at all.
-    Guarantees: a busy loop has several turns for others after each load of the backlog, and all
-    arrive; a loop with nothing else to do is not kept waiting.
-    """
-    disk = SimDisk(random.Random(0))
-    groups = 32
-
-    async def fill(rig: Rig) -> None:
-        rig.hop.judge = lambda _: retry("away")
-        for number in range(groups):
-            assert await rig.send(record(number, 64 * KIB // RECORD)).outcome() is Outcome.ACCEPTED
-
-    async def drain(rig: Rig) -> None:
-        turns, began_s = 0, rig.queue._loop.time()
-        loads_at: list[int] = []
-        load = rig.queue._store.load
-
-        def noted(size: int) -> Loaded:
-            loads_at.append(turns)
-            return load(size)
-
-        monkeypatch.setattr(rig.queue._store, "load", noted)
-        while rig.books.held:
-            turns += 1
-            if turn_s:
-                rig.queue._loop.jump(turn_s)  # type: ignore[attr-defined] # A VirtualLoop's.
-            await asyncio.sleep(0 if turn_s else 0.001)
-        assert rig.books.sent == groups
-        if turn_s:
-            assert min(np.diff(loads_at)) >= REST_TURNS
-        else:
-            assert rig.queue._loop.time() - began_s < 0.5
-        await rig.fanout.stop(1)
-
-    keys = {"queue_size": "1MiB", "batch": {"max_size": "64KiB"}}
-    on(disk, fill, **keys)
-    on(disk, drain, **keys)
-
-
-def test_a_large_request_gets_in_beside_steady_traffic() -> None:
-    """
-    Scenario: small requests come so fast that some always wait to be written; two come that are
-    larger than the share of the memory for those that wait.
-    Guarantees: the first is accepted; the second, at once, is refused as by a full queue, for the
-    bound holds; it is accepted when the first is written.
-    """
-    disk = SimDisk(random.Random(0))
-
-    async def scenario(rig: Rig) -> None:
-        large = record(1, 400 * KIB // RECORD)
-
-        async def traffic() -> None:
-            while True:
-                rig.send(record(0, 4 * KIB // RECORD))
-                await asyncio.sleep(0.004)
-
-        steady = asyncio.create_task(traffic())
-        await asyncio.sleep(1)
-        assert rig.queue._unwritten_charge > 0
-        first, second = rig.send(large), rig.send(large)
-        assert await second.outcome() is Outcome.QUEUE_FULL
-        assert await first.outcome() is Outcome.ACCEPTED
-        await asyncio.sleep(0.1)
-        assert rig.queue._unwritten_charge > 0
-        assert await rig.send(large).outcome() is Outcome.ACCEPTED
-        steady.cancel()
-        await rig.fanout.stop(10)
-        assert rig.books.held == 0
-
-    on(disk, scenario, delay_s=0.01, queue_size="1MiB", batch={"max_size": "64KiB"})
 
 
 def test_a_full_disk_refuses_at_the_door() -> None:

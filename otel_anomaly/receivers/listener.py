@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from aiohttp.abc import AbstractStreamWriter
     from aiohttp.http_parser import RawRequestMessage
     from aiohttp.streams import StreamReader
+    from aiohttp.web import RequestHandler
 
 LINGER_S: Final = 3.0
 """After an early refusal, the time in which the rest of the body is read and thrown away, so that
@@ -46,13 +48,15 @@ BACKLOG: Final = 4096
 def _request(
     message: RawRequestMessage,
     payload: StreamReader,
-    *rest: Any,  # noqa: ANN401 - the protocol, the writer and the task, as aiohttp gives them.
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
 ) -> web.BaseRequest:
     """aiohttp's own, for its parser lets a CONNECT to nowhere through: a request without a target,
     at which the connection's task would end and leave the connection without one."""
     if message.url is None:
         message = message._replace(path="", url=URL())
-    return web.BaseRequest(message, payload, *rest, asyncio.get_running_loop())
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
 class Listener:
