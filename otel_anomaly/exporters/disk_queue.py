@@ -58,13 +58,13 @@ _LOG = logging.getLogger(__name__)
 
 LOAD_BYTES_MAX: Final = 4 * MIB
 """Read from the disk at once, and as much again is under way to the consumers."""
-BUSY_TURN_S: Final = 0.002
-"""A turn of the event loop that takes longer: others have work to do."""
-REST_TURNS: Final = 16
-REST_S_MAX: Final = 0.5
-"""Then the backlog rests between two loads for so many turns, and so it takes a part of the time
-whatever a machine can do. Without, at 2000 small requests a second, clients found half of their
-turns taken while a backlog drained at ten times that rate (2-core machine)."""
+REST_S_MIN, REST_S_MAX = 0.005, 0.25
+"""The backlog rests between two loads: the longer, the later the event loop is."""
+LATE_S: Final = 0.01
+"""Others have work to do when the end of a rest is heard so much later. Then the next is twice as
+long, else a quarter shorter, so new traffic keeps its rate and the backlog takes what is left:
+without, at 2000 small requests a second, half of them waited while a backlog drained at ten times
+that rate (2-core machine)."""
 STUCK_S: Final = 2.0
 """When nothing has left for so long, the next hop is away, or as good as away."""
 SHUT_S: Final = 1.0
@@ -136,6 +136,7 @@ class DiskQueue(SendQueue):
         self._sync_timer: asyncio.TimerHandle | None = None
         self._sync_due = False
         self._loads_paused = False
+        self._rest_s = REST_S_MIN
         self._bad_told = 0
         self._wake = asyncio.Event()
         self._disk_task: asyncio.Task[None] | None = None
@@ -367,14 +368,11 @@ class DiskQueue(SendQueue):
 
     async def _load(self) -> None:
         """Read some of what lies on disk alone."""
-        began_s = self._loop.time()
-        await asyncio.sleep(0)
-        turn_s = self._loop.time() - began_s
         loaded = (await self._at_disk(self._load_round)).loaded
         if loaded is None or (not loaded.records and self._store.unread > 0):
             self._pause_loads(SHUT_S)
-        elif turn_s > BUSY_TURN_S and not self._draining:
-            self._pause_loads(min(REST_TURNS * turn_s, REST_S_MAX))
+        elif not self._draining:
+            self._pause_loads(self._rest_s)
         if loaded is None:
             return
         if loaded.lost_requests:
@@ -391,9 +389,13 @@ class DiskQueue(SendQueue):
 
     def _pause_loads(self, seconds: float) -> None:
         self._loads_paused = True
-        self._loop.call_later(seconds, self._load_again)
+        due_s = self._loop.time() + seconds
+        self._loop.call_at(due_s, self._load_again, due_s)
 
-    def _load_again(self) -> None:
+    def _load_again(self, due_s: float) -> None:
+        is_late = self._loop.time() - due_s > LATE_S
+        rest_s = self._rest_s * (2 if is_late else 3 / 4)
+        self._rest_s = min(max(rest_s, REST_S_MIN), REST_S_MAX)
         self._loads_paused = False
         self._wake.set()
 
