@@ -62,9 +62,9 @@ REST_S_MIN, REST_S_MAX = 0.005, 0.25
 """The backlog rests between two loads: the longer, the later the event loop is."""
 LATE_S: Final = 0.01
 """Others have work to do when the end of a rest is heard so much later. Then the next is twice as
-long, else a quarter shorter, so new traffic keeps its rate and the backlog takes what is left:
-without, at 2000 small requests a second, half of them waited while a backlog drained at ten times
-that rate (2-core machine)."""
+long, else a quarter shorter. A bound for a loop that is overloaded, not a share for new traffic: in
+the trial of an outage (docs/reliability.md) the loop is not so late, and the rests make no
+difference that was measured."""
 STUCK_S: Final = 2.0
 """When nothing has left for so long, the next hop is away, or as good as away."""
 SHUT_S: Final = 1.0

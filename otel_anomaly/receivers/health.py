@@ -150,11 +150,18 @@ class Health:
             context.set_code(GRPC_STATUS[refusal.reply.outcome])
             context.set_details(refusal.reply.message)
             return None
-        if len(message) <= MESSAGE_BYTES_MAX:
-            try:
-                return str(health_pb2.HealthCheckRequest.FromString(message).service)
-            except DecodeError:
-                pass
-        context.set_code(grpc.StatusCode.INVALID_ARGUMENT)
-        context.set_details("not a HealthCheckRequest")
+        name = _named_in(message)
+        if name is None:
+            context.set_code(grpc.StatusCode.INVALID_ARGUMENT)
+            context.set_details("not a HealthCheckRequest")
+        return name
+
+
+def _named_in(message: bytes) -> str | None:
+    """The service a message asks for; None for what is no HealthCheckRequest, or far too long."""
+    if len(message) > MESSAGE_BYTES_MAX:
         return None
+    try:
+        return str(health_pb2.HealthCheckRequest.FromString(message).service)
+    except DecodeError:
+        return None  # Its client is told, and nobody else has to know.
