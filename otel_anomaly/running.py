@@ -29,10 +29,6 @@ HANG_UP: Final = getattr(signal, "SIGHUP", None)
 """What asks for a reload; there is none on Windows."""
 HEARD: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 EXIT_OK, EXIT_CANNOT_START, EXIT_BY_FORCE = 0, 3, 4
-SWITCH_S: Final = 0.001
-"""After a wait for the network the event loop may wait so long again, for a thread that works in
-Python: a disk queue's. Python's own 5 ms are long beside a request's third of one. What it brings
-was not measured by itself."""
 START_STOP_S: Final = 2.0
 """For what has been started, when we are told to stop before all is."""
 STOP_S: Final = 15.0
@@ -162,7 +158,6 @@ def run(config: Config, source: Readable | None = None) -> int:
         signal.signal(HANG_UP, signal.SIG_IGN)
     log_to(sys.stderr)
     keep_freed_memory()
-    sys.setswitchinterval(SWITCH_S)
     directory = Path(config.storage.directory)
     with contextlib.ExitStack() as stack:
         try:

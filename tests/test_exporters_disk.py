@@ -23,6 +23,7 @@ from otel_anomaly.exporters.disk_files import RealFiles
 from otel_anomaly.exporters.disk_queue import DiskQueue
 from otel_anomaly.exporters.disk_store import DiskStore
 from otel_anomaly.exporters.disk_worker import ThreadWorker
+from otel_anomaly.exporters.pace import Pace
 from otel_anomaly.exporters.queue import RETRY_AFTER_S_MAX
 from otel_anomaly.handoff import Outcome, Payload, Reply, Signal
 from otel_anomaly.telemetry import Telemetry
@@ -43,6 +44,8 @@ class Rig:
 
     def __init__(self, disk: SimDisk, *, delay_s: float = 0.001, **queue: object) -> None:
         self.disk = disk
+        self.cpu_s = 0.0
+        """CPU time of the process."""
         self.telemetry = Telemetry(["next"])
         self.hop = ScriptedExporter()
         keys = section(queue={"storage": "disk", "disk_size": "16MiB", **queue})
@@ -55,6 +58,7 @@ class Rig:
             lambda: 0.5,
             store=store_on(disk, size=settings.disk_size, fsync=settings.fsync),
             worker=PatientWorker(lambda: delay_s),
+            pace=Pace(lambda: self.cpu_s),
         )
         self.fanout = Fanout([self.queue])
         self.books = Books(self.telemetry)
@@ -384,7 +388,10 @@ def real(folder: Path, hop: ScriptedExporter, telemetry: Telemetry) -> DiskQueue
     store = DiskStore(RealFiles(folder), size=16 * MIB, fsync="always", key=lambda: 7)
     keys = section(queue={"storage": "disk", "batch": {"flush_timeout": 0}})
     worker = ThreadWorker("next")
-    return DiskQueue("next", hop, keys, telemetry, lambda: 0.5, store=store, worker=worker)
+    pace = Pace()
+    return DiskQueue(
+        "next", hop, keys, telemetry, lambda: 0.5, store=store, worker=worker, pace=pace
+    )
 
 
 @pytest.mark.parametrize("can_reserve", [True, False])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from otel_anomaly.exporters.contract import retry
+from otel_anomaly.exporters.pace import LATE_S, REST_S_MAX, REST_S_MIN, Pace
 from otel_anomaly.handoff import Outcome
 from tests.disk_world import SimDisk
 from tests.test_exporters_disk import KIB, RECORD, Rig, on, record, records
@@ -89,15 +90,18 @@ def test_new_traffic_does_not_wait_behind_an_outage() -> None:
     on(disk, scenario, num_consumers=1, **keys)
 
 
-@pytest.mark.parametrize("turn_s", [0.0, 0.02])
-def test_a_backlog_gives_way_to_a_busy_loop(monkeypatch: pytest.MonkeyPatch, turn_s: float) -> None:
+@pytest.mark.parametrize("busy_with", ["nothing", "cpu", "turns"])
+def test_a_backlog_gives_way_to_new_traffic(
+    monkeypatch: pytest.MonkeyPatch, busy_with: str
+) -> None:
     """
-    Scenario: a backlog drains while every turn of the event loop takes 20 ms; or no time at all.
-    Guarantees: a busy loop has several turns for others after each load of the backlog, and all
-    arrive; a loop with nothing else to do is not kept waiting.
+    Scenario: a backlog drains while the process has nothing else to do; while its threads use a
+    whole core; while every turn of the event loop takes 20 ms.
+    Guarantees: idle, it is not kept waiting; busy, it rests ever longer between its loads, and yet
+    all of it arrives.
     """
     disk = SimDisk(random.Random(0))
-    groups = 32
+    groups = 64
 
     async def fill(rig: Rig) -> None:
         rig.hop.judge = lambda _: retry("away")
@@ -105,30 +109,61 @@ def test_a_backlog_gives_way_to_a_busy_loop(monkeypatch: pytest.MonkeyPatch, tur
             assert await rig.send(record(number, 64 * KIB // RECORD)).outcome() is Outcome.ACCEPTED
 
     async def drain(rig: Rig) -> None:
-        turns, began_s = 0, rig.queue._loop.time()
-        loads_at: list[int] = []
-        load = rig.queue._store.load
+        loads_s: list[float] = []
+        load, clock = rig.queue._store.load, rig.queue._loop.time
 
         def noted(size: int) -> Loaded:
-            loads_at.append(turns)
+            loads_s.append(clock())
             return load(size)
 
         monkeypatch.setattr(rig.queue._store, "load", noted)
         while rig.books.held:
-            turns += 1
-            if turn_s:
-                rig.queue._loop.jump(turn_s)  # type: ignore[attr-defined] # A VirtualLoop's.
-            await asyncio.sleep(0 if turn_s else 0.001)
+            if busy_with == "turns":
+                rig.queue._loop.jump(0.02)  # type: ignore[attr-defined] # A VirtualLoop's.
+                await asyncio.sleep(0)
+                continue
+            await asyncio.sleep(0.001)
+            if busy_with == "cpu":
+                rig.cpu_s = clock()
         assert rig.books.sent == groups
-        if turn_s:
-            assert min(np.diff(loads_at[8:])) > 12
+        rests_s = np.diff(loads_s)
+        if busy_with == "nothing":
+            assert rests_s.max() < 0.05
         else:
-            assert rig.queue._loop.time() - began_s < 0.5
+            assert rests_s[0] < REST_S_MAX / 2
+            assert REST_S_MAX < rests_s.max() < 2 * REST_S_MAX
         await rig.fanout.stop(1)
 
     keys = {"queue_size": "1MiB", "batch": {"max_size": "64KiB"}}
     on(disk, fill, **keys)
     on(disk, drain, **keys)
+
+
+def test_the_rests_of_a_backlog() -> None:
+    """
+    Scenario: the process uses a whole core, then a tenth of it; then it is not given a core, so
+    that the ends of rests are heard late.
+    Guarantees: rests double up to the longest, shrink to the shortest, and double again.
+    """
+    cpu_s = now_s = 0.0
+    pace = Pace(lambda: cpu_s)
+
+    def rests(share: float, late_s: float, times: int) -> list[float]:
+        nonlocal cpu_s, now_s
+        found = []
+        for _ in range(times):
+            now_s += pace.rest_s + late_s
+            cpu_s += (pace.rest_s + late_s) * share
+            pace.rested(now_s, late_s)
+            found.append(pace.rest_s)
+        return found
+
+    assert pace.rest_s == REST_S_MIN
+    assert rests(1.0, 0.0, 3) == [2 * REST_S_MIN, 4 * REST_S_MIN, 8 * REST_S_MIN]
+    assert rests(1.0, 0.0, 9)[-3:] == [REST_S_MAX] * 3
+    assert rests(0.1, 0.0, 1) == [REST_S_MAX * 3 / 4]
+    assert rests(0.1, 0.0, 30)[-3:] == [REST_S_MIN] * 3
+    assert rests(0.1, 2 * LATE_S, 2) == [2 * REST_S_MIN, 4 * REST_S_MIN]
 
 
 def test_a_large_request_gets_in_beside_steady_traffic() -> None:

@@ -135,9 +135,7 @@ def test_run_until_a_signal(
         platform=platform,
         stderr=sys.stderr,
         stdout=sys.stdout,
-        setswitchinterval=sys.setswitchinterval,
     )
-    monkeypatch.setattr(running, "SWITCH_S", sys.getswitchinterval())
     monkeypatch.setattr(running, "sys", speaks)
     monkeypatch.setattr(running, "cache_is_warm", lambda: True)
     folder = tmp_path / "deep" / "data"

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from otel_anomaly.exporters.disk_format import Record
     from otel_anomaly.exporters.disk_store import DiskStore, Loaded, Place
     from otel_anomaly.exporters.disk_worker import Worker
+    from otel_anomaly.exporters.pace import Pace
     from otel_anomaly.handoff import Payload
     from otel_anomaly.telemetry import Telemetry
 
@@ -58,13 +59,6 @@ _LOG = logging.getLogger(__name__)
 
 LOAD_BYTES_MAX: Final = 4 * MIB
 """Read from the disk at once, and as much again is under way to the consumers."""
-REST_S_MIN, REST_S_MAX = 0.005, 0.25
-"""The backlog rests between two loads: the longer, the later the event loop is."""
-LATE_S: Final = 0.01
-"""Others have work to do when the end of a rest is heard so much later. Then the next is twice as
-long, else a quarter shorter. A bound for a loop that is overloaded, not a share for new traffic: in
-the trial of an outage (docs/reliability.md) the loop is not so late, and the rests make no
-difference that was measured."""
 STUCK_S: Final = 2.0
 """When nothing has left for so long, the next hop is away, or as good as away."""
 SHUT_S: Final = 1.0
@@ -110,10 +104,11 @@ class DiskQueue(SendQueue):
         *,
         store: DiskStore,
         worker: Worker,
+        pace: Pace,
     ) -> None:
         super().__init__(name, exporter, config, telemetry, chance)
         self._bad_segments = telemetry.bad_segments.labels(name)
-        self._store, self._worker = store, worker
+        self._store, self._worker, self._pace = store, worker, pace
         self._reserved = 0
         self._unwritten: deque[_Written] = deque()
         self._unwritten_charge = 0
@@ -136,7 +131,6 @@ class DiskQueue(SendQueue):
         self._sync_timer: asyncio.TimerHandle | None = None
         self._sync_due = False
         self._loads_paused = False
-        self._rest_s = REST_S_MIN
         self._bad_told = 0
         self._wake = asyncio.Event()
         self._disk_task: asyncio.Task[None] | None = None
@@ -372,7 +366,7 @@ class DiskQueue(SendQueue):
         if loaded is None or (not loaded.records and self._store.unread > 0):
             self._pause_loads(SHUT_S)
         elif not self._draining:
-            self._pause_loads(self._rest_s)
+            self._pause_loads(self._pace.rest_s)
         if loaded is None:
             return
         if loaded.lost_requests:
@@ -393,9 +387,8 @@ class DiskQueue(SendQueue):
         self._loop.call_at(due_s, self._load_again, due_s)
 
     def _load_again(self, due_s: float) -> None:
-        is_late = self._loop.time() - due_s > LATE_S
-        rest_s = self._rest_s * (2 if is_late else 3 / 4)
-        self._rest_s = min(max(rest_s, REST_S_MIN), REST_S_MAX)
+        now_s = self._loop.time()
+        self._pace.rested(now_s, now_s - due_s)
         self._loads_paused = False
         self._wake.set()
 

@@ -29,6 +29,7 @@ from otel_anomaly.exporters.fanout import Fanout
 from otel_anomaly.exporters.file import FileExporter
 from otel_anomaly.exporters.grpc import GrpcExporter
 from otel_anomaly.exporters.http import HttpExporter
+from otel_anomaly.exporters.pace import Pace
 from otel_anomaly.exporters.queue import SendQueue
 from otel_anomaly.exporters.splitting import Splitting
 from otel_anomaly.exporters.swapping import Swapping
@@ -101,6 +102,7 @@ class Makers:
             self._rng.random,
             store=store,
             worker=ThreadWorker(name),
+            pace=Pace(),
         )
 
     def exporter(self, name: str, config: Config) -> Exporter:

@@ -20,6 +20,7 @@ from otel_anomaly.exporters.disk_files import RealFiles
 from otel_anomaly.exporters.disk_queue import DiskQueue
 from otel_anomaly.exporters.disk_store import DiskStore
 from otel_anomaly.exporters.disk_worker import ThreadWorker
+from otel_anomaly.exporters.pace import Pace
 from otel_anomaly.handoff import Outcome, Payload, Signal
 from otel_anomaly.telemetry import Telemetry
 
@@ -75,6 +76,7 @@ def queue_in(folder: Path, storage: str) -> SendQueue:
         lambda: 0.5,
         store=store,
         worker=ThreadWorker("bench"),
+        pace=Pace(),
     )
 
 

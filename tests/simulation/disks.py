@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unittest import mock
 from urllib.parse import unquote
 
+from otel_anomaly.exporters.pace import Pace
 from tests.disk_world import PatientWorker, SimDisk
 from tests.simulation.loop import DELAYS_S
 
@@ -72,6 +73,7 @@ class SimDisks:
         return {
             "RealFiles": self._files,
             "ThreadWorker": lambda _: PatientWorker(lambda: self._rng.choice(DELAYS_S)),
+            "Pace": lambda: Pace(self._rng.random),
             "secrets": mock.Mock(randbits=self._rng.getrandbits),
         }
 

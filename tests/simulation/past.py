@@ -95,11 +95,13 @@ class Past:
         if not self._is_alive:
             raise OSError(errno.ESTALE, "a process that is dead writes no more")
         assert path == self._path
+        before_it = _digest(path)
         try:
             return write(path, snapshot, self._sync)
         finally:  # It may be there even when the disk says that it failed.
-            if parts_in(snapshot) == self._copied.parts and path.exists():
-                self._known.setdefault(_digest(path), self._copied)
+            now = _digest(path)
+            if now != before_it and parts_in(snapshot) == self._copied.parts:
+                self._known.setdefault(now, self._copied)
 
     def _sync(self, _number: int) -> None:
         if self._faulty and self._rng.random() < 0.1:
@@ -108,7 +110,7 @@ class Past:
     def expected(self) -> tuple[Path, Known] | None:
         """What a start has to read: the last snapshot that is whole."""
         for path in (self._path, before(self._path)):
-            if path.exists() and (known := self._known.get(_digest(path))) is not None:
+            if (known := self._known.get(_digest(path))) is not None:
                 return path, known
         return None
 
@@ -129,4 +131,5 @@ def parts_in(snapshot: Snapshot) -> dict[str, bytes]:
 
 
 def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
+    """What a file is; b"" where there is none."""
+    return hashlib.sha256(path.read_bytes()).digest() if path.exists() else b""

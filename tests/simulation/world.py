@@ -120,6 +120,7 @@ class World:
         with self._replaced():
             await self._start()
             await self._go_through(end)
+            await _cancel_the_rest()  # Here, where its files are ours.
         for name, books in self.exporters.items():
             self.dropped[name] += books.dropped()
             ledger = self.service.telemetry.ledger(name)
@@ -297,3 +298,11 @@ class World:
             if name not in self.promise_nothing:
                 lost = self.books.told_ok - hop.spans.keys()
                 assert len(lost) <= self.dropped[name] + self.missed[name], (name, sorted(lost))
+
+
+async def _cancel_the_rest() -> None:
+    """What a process that died leaves is not told of it, but comes to its end."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
