@@ -183,8 +183,8 @@ class State(NamedTuple):
     counters: np.ndarray
     """int64 [COUNTERS]."""
     watermark: np.ndarray
-    """int64 [3]: latest time judged, nanoseconds; serial numbers of the last call judged and of the
-    last request looked at."""
+    """int64 [4]: latest time judged, nanoseconds; serial numbers of the last call judged and of the
+    last request looked at; the place of that call in the journal."""
     links: Links
     journal: np.ndarray
     """ENTRY [n]."""

@@ -166,7 +166,8 @@ class Telemetry:
         )
         self.doubtful_spans = self._counter(
             "exporter_recovered_doubtful_spans",
-            "Of the recovered spans, those that were tried: the next hop may get them twice.",
+            "Of the recovered spans, those known to have been tried: the next hop may get them"
+            " twice.",
             "exporter",
         )
         self.bad_segments = self._counter(

@@ -179,6 +179,49 @@ def test_memory_is_bounded_whatever_lies_on_disk() -> None:
     on(disk, scenario, queue_size="1MiB", batch={"max_size": "64KiB"})
 
 
+@pytest.mark.parametrize("size", [4 * KIB, 300 * KIB])
+def test_what_is_under_way_counts_to_the_memory(size: int) -> None:
+    """
+    Scenario: 200 requests lie on disk alone, small or large; 32 consumers take them to a next hop
+    that does not answer. Later it does.
+    Guarantees: what the consumers hold and what is read ahead is no more than a quarter of the
+    memory, or one request more where they are larger; then all is delivered.
+    """
+    disk = SimDisk(random.Random(0))
+
+    async def fill(rig: Rig) -> None:
+        rig.hop.judge = lambda _: retry("away")
+        for number in range(200):
+            assert await rig.send(record(number, size // RECORD)).outcome() is Outcome.ACCEPTED
+
+    async def hang(rig: Rig) -> None:
+        answers = asyncio.Event()
+
+        async def late() -> None:
+            await answers.wait()
+
+        rig.hop.script = [late() for _ in range(300)]  # type: ignore[list-item]
+        await asyncio.sleep(30)
+        attempts = sum(len(attempt.body) for attempt in rig.hop.attempts)
+        assert size <= attempts <= max(MIB // 4, size + KIB)
+        answers.set()
+        while rig.books.held:  # noqa: ASYNC110 - the time is virtual.
+            await asyncio.sleep(0.1)
+        assert rig.books.sent == 200
+        for step in rig.hop.script:
+            step.close()  # type: ignore[union-attr]
+        await rig.fanout.stop(1)
+
+    keys = {
+        "disk_size": "128MiB",
+        "queue_size": "1MiB",
+        "num_consumers": 32,
+        "batch": {"max_size": "16KiB"},
+    }
+    on(disk, fill, **keys)
+    on(disk, hang, **keys)
+
+
 def test_a_full_disk_refuses_at_the_door() -> None:
     """
     Scenario: the disk fills up while the next hop is away; later it has room again.

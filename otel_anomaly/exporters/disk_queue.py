@@ -9,7 +9,8 @@ since the last (group commit). Whether that is a thread is the worker's business
 
 Rule 2: memory is bounded by `queue_size`, whatever lies on disk. A quarter of it is for requests
 that wait to be written, half for fresh ones that are kept to be sent, and the rest for what is
-read ahead from the disk. What finds no place among the fresh is read when it is its turn. While
+read from the disk until it has left; but for one request on its way in, and one on its way out,
+that are larger than that. What finds no place among the fresh is read when it is its turn. While
 nothing leaves, only as much is kept fresh as is read ahead: all of the half, full of what came
 early in an outage, would stand before new traffic when the next hop is back.
 
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 LOAD_BYTES_MAX: Final = 4 * MIB
-"""Read from the disk at once, and as much again is under way to the consumers."""
+"""Read from the disk at once."""
 STUCK_S: Final = 2.0
 """When nothing has left for so long, the next hop is away, or as good as away."""
 SHUT_S: Final = 1.0
@@ -375,7 +376,8 @@ class DiskQueue(SendQueue):
             self._notices.lost("damaged", "a segment of the disk queue", self._loop.time())
         self.ledger.recovered(loaded.found_spans)
         for group in self._grouped(loaded.records):
-            self._again(group)
+            self._backlog_charge += group.charge
+            self._ready.put_nowait(group)
         self._after(None)
 
     def _load_round(self) -> _Round:
@@ -515,20 +517,13 @@ class DiskQueue(SendQueue):
             yield Group(parts, size, BACKLOG)
 
     def _wants_load(self) -> bool:
-        few = self._backlog_charge < self._load_bytes
-        return self._store.unread > 0 and few and not (self._closed or self._loads_paused)
+        fits = self._backlog_charge + self._load_bytes <= self._memory_max // 4
+        return self._store.unread > 0 and fits and not (self._closed or self._loads_paused)
 
     # The consumers.
 
     def _on_taken(self, group: Group) -> None:
-        if group.lane == BACKLOG:
-            self._backlog_charge -= group.charge
         self._note(TRIED, group)
-
-    def _again(self, group: Group) -> None:
-        if group.lane == BACKLOG:
-            self._backlog_charge += group.charge
-        super()._again(group)
 
     def _break_off(self, group: Group) -> None:
         """It stays on disk."""
@@ -539,6 +534,8 @@ class DiskQueue(SendQueue):
         self._open -= len(group.parts)
         if group.lane == FRESH:
             self._fresh_charge -= group.charge
+        else:
+            self._backlog_charge -= group.charge
         self._note(DONE, group)
         self._check_empty()
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REST_S_MIN, REST_S_MAX = 0.005, 0.5
-"""The longest leaves the backlog 4 MiB in about so long."""
+"""The longest leaves the backlog one load in about so long: 4 MiB, of a small queue less."""
 BUSY: Final = 0.9
 """CPU time of the process over time: the interpreter has one core for all of its threads."""
 LATE_S: Final = 0.01

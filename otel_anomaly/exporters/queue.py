@@ -387,10 +387,6 @@ class SendQueue:
     def _on_taken(self, group: Group) -> None:
         """A group is about to be sent for the first time."""
 
-    def _again(self, group: Group) -> None:
-        """A part of a group that was refused goes alone."""
-        self._ready.put_nowait(group)
-
     def _break_off(self, group: Group) -> None:
         """The time to deliver is over."""
         self._drop(group, "shutdown")
@@ -448,7 +444,7 @@ class SendQueue:
             self._drop(group, result.kind.value, result.message)
             return
         for part in group.parts:
-            self._again(Group((part,), part.charge, group.lane))
+            self._ready.put_nowait(Group((part,), part.charge, group.lane))
 
     def _drop(self, group: Group, reason: str, message: str = "") -> None:
         self.ledger.dropped(group.signal, len(group.parts), group.spans, reason)
