@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 INTRO = """# Reliability: what was tried, and what came of it
 
-Written by `make reliability`; do not edit. Each row runs the real process between a load generator
-that remembers what became of every request and a next hop that counts every span, each a process
-of its own. *Full* is the trial as long as it should be, or cut by the `scale` that stands beside
-it; *short* is the form that `make test` runs: it shows that nothing is grossly wrong, and its
-wall-clock figures are told and not judged. They stand beside a peer measured in the same run:
+Written by `make reliability`; do not edit. Each row but fuzz runs the real process between a load
+generator that remembers what became of every request and a next hop that counts every span, each a
+process of its own. *Full* is the trial as long as it should be, or cut by the `scale` that stands
+beside it; *short* is the form that `make test` runs: it shows that nothing is grossly wrong, and
+its wall-clock figures are told and not judged. They stand beside a peer measured in the same run:
 machines are shared, so compare the two rather than either with another machine.
 
 What no real process can show in a reasonable time, an ordering of events that happens once in a
