@@ -225,22 +225,24 @@ class GrpcReceiver:
         take, bodies, gate, loops = intake.take, self._bodies, self._gate, self._loops
 
         async def export(_stream: object, context: Any) -> bytes:  # noqa: ANN401 - no types.
-            peer = bodies.peer(context.peer())
             try:
+                peer = bodies.peer(context.peer())
                 shown = _told(context, "authorization") if gate.credentials is not None else ()
                 reply = gate.refusal(shown, peer.client, 0)
                 reply = reply or loops.check(_told(context, INSTANCE_HEADER))
                 if reply is None:
                     body = await bodies.read(context, peer)
                     reply = await take(body, 0, context.time_remaining())
-                    if reply.outcome is _ACCEPTED:
-                        # An empty ExportTraceServiceResponse: nothing was rejected.
-                        return partial_success(reply) if reply.rejected or reply.message else b""
                 else:
                     intake.count(reply.outcome)
             except Refused as refusal:
                 reply = refusal.reply
                 intake.count(reply.outcome)
+            except Exception as error:  # noqa: BLE001 - UNKNOWN would make the client drop its data.
+                reply = intake.failed(error)
+            if reply.outcome is _ACCEPTED:
+                # An empty ExportTraceServiceResponse: nothing was rejected.
+                return partial_success(reply) if reply.rejected or reply.message else b""
             return _refuse(context, reply)
 
         return export
