@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from otel_anomaly.config import GrpcReceiverConfig
 from otel_anomaly.handoff import Outcome
-from otel_anomaly.receivers import grpc_bodies
+from otel_anomaly.receivers import grpc_bodies, unfinished
 from otel_anomaly.receivers.grpc_bodies import GrpcBodies, Peer, address_of
 from otel_anomaly.receivers.unfinished import BODIES_HELD_MAX
 from tests.door_rigs import GrpcRig, grpc_door, gzip_bomb, until
@@ -109,6 +109,30 @@ def test_slow_writers_do_not_count_for_more_than_they_hold() -> None:
             assert len(bodies) == 60
             assert bodies.held < 60 * 2000
             assert not any(client.ended for client in clients)
+
+    asyncio.run(scenario())
+
+
+def test_streams_of_headers_alone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: room for eight slow messages; twelve clients open an Export and send nothing of it.
+    Guarantees: four are told to come again and counted, the rest stay; when one leaves there is
+    room for an honest request, however long it takes.
+    """
+    monkeypatch.setattr(unfinished, "BODIES_MAX", 8)
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            bodies = rig.door._bodies.bodies
+            clients = [await stack.enter_async_context(RawClient(rig.door.port)) for _ in range(12)]
+            for client in clients:
+                client.open()
+            await until(lambda: rig.counted(Outcome.MEMORY) == 4)
+            await until(lambda: sum(bool(client.ended) for client in clients) == 4)
+            assert len(bodies) == 8
+            next(client for client in clients if not client.ended)._writer.transport.abort()
+            await until(lambda: len(bodies) == 7)
+            assert await rig.export(bytes(10_000)) == b""
 
     asyncio.run(scenario())
 

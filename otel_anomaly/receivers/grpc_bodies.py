@@ -11,7 +11,8 @@ What is taken for the framing of small requests is an estimate, so the sum is be
 error can matter, and where it comes out below zero. It is looked at every LOOK_S, and only while a
 message is older than that: small requests cost a dict entry. Beyond the bound the oldest message of
 the heaviest client is given up (unfinished.py). What can come in between two looks is bounded by
-what one process reads in that time.
+what one process reads in that time. A stream of which only headers come weighs next to nothing, so
+those that take long are bounded in number as well.
 
 Where the kernel does not say, a message that takes longer than UNKNOWN_S counts as a whole limit.
 
@@ -235,6 +236,7 @@ class GrpcBodies:
             if not len(self.bodies):
                 break
             began_s = loop.time()
+            self.bodies.thin_out(began_s - LOOK_S)
             await self._weigh_the_slow(began_s)
             self.bodies.relieve(loop.time())
             self._give_up_the_late(loop.time())
