@@ -11,6 +11,7 @@ of a large body goes to a thread, where it holds no lock.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, TextIO
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from otel_anomaly.handoff import EpisodeEvent
     from otel_anomaly.state import Judgement
 
+LOG: Final = logging.getLogger("otel_anomaly")
 INLINE_BYTES_MAX: Final = 1 << 20
 """A body up to here is scanned in the loop, in about a millisecond; a larger one in a thread."""
 METRICS_INLINE_BYTES_MAX: Final = 1 << 16
@@ -45,6 +47,8 @@ METRICS_INLINE_BYTES_MAX: Final = 1 << 16
 PATIENCE_SHARE: Final = 0.9
 """Of the time until the client's deadline; the rest is for the answer's way."""
 TICK_S: Final = 1.0
+TICK_LOG_EVERY_S: Final = 60.0
+"""A bug that every tick meets is told once a minute."""
 HOLD_STEPS: Final = 4
 """A span is held back by at most so much of `identity.hold` too long: a quarter."""
 HOLD_STEP_S_MIN: Final = 0.01
@@ -94,6 +98,7 @@ class Service:
         self._stopping = False
         self._exporters_run = False
         self._ticker: asyncio.Task[None] | None = None
+        self._told_s = -TICK_LOG_EVERY_S
         self._reloaders: list[asyncio.Task[None]] = []
         self.reloads = Reloads(source or Fixed(config), self.reconfigure, self.telemetry, clock)
         self.is_ready = False
@@ -234,11 +239,21 @@ class Service:
             hold_s = self._config.identity.hold / 1e9
             step_s = min(TICK_S, max(hold_s / HOLD_STEPS, HOLD_STEP_S_MIN)) if hold_s else TICK_S
             await asyncio.sleep(step_s)
-            self.processor.release(self._clock.now_ns())
             slept_s += step_s
-            if slept_s >= TICK_S:
-                slept_s = 0.0
-                self.tick(self._clock.now_ns())
+            is_due = slept_s >= TICK_S
+            slept_s = 0.0 if is_due else slept_s
+            for part in (self.processor.release, self.tick)[: 1 + is_due]:
+                try:
+                    part(self._clock.now_ns())
+                except Exception as error:  # noqa: BLE001 - else time would stand still from now on.
+                    self._tick_failed(error)
+
+    def _tick_failed(self, error: Exception) -> None:
+        """Told when it is time to: the next tick may meet the same."""
+        now_s = self._clock.monotonic()
+        if now_s - self._told_s >= TICK_LOG_EVERY_S:
+            self._told_s = now_s
+            LOG.error("a tick of the service failed; the next one comes", exc_info=error)
 
     def tick(self, now_ns: int) -> None:
         """What time alone brings: episodes end, idle rows are freed."""

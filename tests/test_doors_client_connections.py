@@ -157,6 +157,39 @@ def test_where_nobody_knows_it_is_said(caplog: pytest.LogCaptureFixture) -> None
     assert line.startswith("OTLP/grpc: per_client.connections does not hold for all")
 
 
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("no thread")])
+def test_looks_go_on_when_one_fails(
+    error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a client has more connections than it may; there is no file or no thread left to shut
+    them with, for two looks; then there is.
+    Guarantees: one line says so, and the look after that shuts what is too much.
+    """
+    found = [Connected(bytes([n]), bytes([127, 0, 0, 1]), 1000 + n) for n in range(3)]
+    asked: list[set[int]] = []
+
+    def shuts(inodes: set[int]) -> int:
+        asked.append(inodes)
+        if len(asked) <= 2:
+            raise error
+        return len(inodes)
+
+    async def scenario() -> None:
+        telemetry = Telemetry()
+        monkeypatch.setattr(client_connections, "shut", shuts)
+        connections = ClientConnections("grpc", telemetry, lambda _port: found, gauge=True)
+        connections.limit(2)
+        connections.start(1)
+        await until(lambda: bool(shut_so_far(telemetry)))
+        await connections.stop()
+
+    asyncio.run(scenario())
+    assert asked[:3] == [{1002}] * 3
+    (line,) = caplog.messages
+    assert line.startswith("OTLP/grpc: per_client.connections does not hold for all")
+
+
 @linux
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_the_kernel_lists_who_was_accepted(host: str) -> None:

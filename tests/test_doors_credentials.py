@@ -15,11 +15,14 @@ import pytest
 from otel_anomaly.config import AuthConfig
 from otel_anomaly.handoff import Outcome
 from otel_anomaly.receivers import credentials as module
+from otel_anomaly.receivers import grpc as grpc_module
 from otel_anomaly.receivers.credentials import Credentials
-from tests.door_rigs import PROTOBUF, grpc_door, http_door, request_head
+from tests.door_rigs import PROTOBUF, TRACE_SERVICE, grpc_door, http_door, request_head
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.door_rigs import GrpcRig
 
 TOKEN, OTHER, PASSWORD = "correct-horse", "battery-staple", "s3cret:with:colons"
 HASHED = hashlib.sha256(b"bob:hashed-password").hexdigest()
@@ -245,6 +248,49 @@ def test_tokens_change_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
     assert TOKEN not in caplog.text
     assert OTHER not in caplog.text
+
+
+def test_grpc_tokens_that_change_just_after_they_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: the file of tokens is exchanged between the moment the gRPC door reads it and the
+    moment it begins to watch it, at the start and at a reload.
+    Guarantees: the next look sees it: the new token opens, and the old one does not.
+    """
+    path = tmp_path / "tokens"
+    path.write_text(TOKEN)
+    read_files = grpc_module.read_files
+    coming: list[str] = []
+
+    def read_and_exchange(*arguments: Any) -> Any:
+        """Somebody exchanges the file right afterwards, if something is to come."""
+        found = read_files(*arguments)
+        if coming:
+            path.write_text(coming.pop())
+        return found
+
+    monkeypatch.setattr(grpc_module, "read_files", read_and_exchange)
+
+    async def opens(rig: GrpcRig, token: str) -> bool:
+        call = rig.channel.unary_unary(f"/{TRACE_SERVICE}/Export")
+        answer = call(b"x", metadata=(("authorization", f"Bearer {token}"),))
+        return await answer.code() is grpc.StatusCode.OK
+
+    async def scenario() -> None:
+        first, second = OTHER, f"{TOKEN}-2"
+        coming.append(first)
+        async with grpc_door(auth={"bearer": {"filename": str(path)}}) as rig:
+            assert await opens(rig, TOKEN)
+            await rig.door._files.look()
+            assert [await opens(rig, token) for token in (TOKEN, first)] == [False, True]
+            coming.append(second)
+            await rig.door.reconfigure(rig.door._config)
+            assert await opens(rig, first)
+            await rig.door._files.look()
+            assert [await opens(rig, token) for token in (first, second)] == [False, True]
+
+    asyncio.run(scenario())
 
 
 def test_tokens_that_may_be_read_again(

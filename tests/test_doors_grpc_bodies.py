@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from otel_anomaly.config import GrpcReceiverConfig
 from otel_anomaly.handoff import Outcome
-from otel_anomaly.receivers import grpc_bodies
+from otel_anomaly.receivers import grpc_bodies, unfinished
 from otel_anomaly.receivers.grpc_bodies import GrpcBodies, Peer, address_of
 from otel_anomaly.receivers.unfinished import BODIES_HELD_MAX
 from tests.door_rigs import GrpcRig, grpc_door, gzip_bomb, until
@@ -109,6 +109,30 @@ def test_slow_writers_do_not_count_for_more_than_they_hold() -> None:
             assert len(bodies) == 60
             assert bodies.held < 60 * 2000
             assert not any(client.ended for client in clients)
+
+    asyncio.run(scenario())
+
+
+def test_streams_of_headers_alone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: room for eight slow messages; twelve clients open an Export and send nothing of it.
+    Guarantees: four are told to come again and counted, the rest stay; when one leaves there is
+    room for an honest request, however long it takes.
+    """
+    monkeypatch.setattr(unfinished, "BODIES_MAX", 8)
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            bodies = rig.door._bodies.bodies
+            clients = [await stack.enter_async_context(RawClient(rig.door.port)) for _ in range(12)]
+            for client in clients:
+                client.open()
+            await until(lambda: rig.counted(Outcome.MEMORY) == 4)
+            await until(lambda: sum(bool(client.ended) for client in clients) == 4)
+            assert len(bodies) == 8
+            next(client for client in clients if not client.ended)._writer.transport.abort()
+            await until(lambda: len(bodies) == 7)
+            assert await rig.export(bytes(10_000)) == b""
 
     asyncio.run(scenario())
 
@@ -331,14 +355,89 @@ def test_names_of_peers(peer: str, address: tuple[str, int] | None) -> None:
 
 def test_what_is_under_way_on_a_connection() -> None:
     """
-    Scenario: what the kernel says against what came whole; then a smaller number than before.
-    Guarantees: the difference, framing left out; a port that belongs to somebody new starts anew.
+    Scenario: what the kernel says against what came whole; then a smaller number than that, of
+    requests that are shorter than thought or of a port that belongs to somebody new; then more.
+    Guarantees: the difference, framing left out; of the smaller number nothing counts, and from
+    there on what comes does.
     """
     peer = Peer("ipv4:10.0.0.1:1")
     peer.done = 1000
     assert peer.under_way(1000) == 0
     assert 0.95 * MIB < peer.under_way(MIB + 1000) <= MIB
-    assert peer.under_way(500) == int(500 / grpc_bodies.FRAMING)
+    assert peer.under_way(500) == 0
+    assert peer.under_way(1500) == int(1000 / grpc_bodies.FRAMING)
+
+
+class Wire:
+    """A connection as the kernel and grpcio tell of it: requests of so many bytes beside their
+    messages."""
+
+    def __init__(self, overhead: int) -> None:
+        self.overhead = overhead
+        self.received = 0
+        self.asked = 0
+        self.is_known = True
+        self._message = b""
+
+    def ask(self, _host: str, _port: int) -> int | None:
+        """As the kernel is asked."""
+        self.asked += 1
+        return self.received if self.is_known else None
+
+    def comes(self, message: bytes) -> Wire:
+        """A request is here."""
+        self.received += len(message) + self.overhead
+        self._message = message
+        return self
+
+    async def read(self) -> bytes:
+        """As the context of a request."""
+        return self._message
+
+
+@pytest.mark.parametrize("overhead", [40, 200])
+def test_small_requests_weigh_nothing_afterwards(overhead: int) -> None:
+    """
+    Scenario: a connection that brings a hundred thousand small requests, which are shorter or
+    longer on the wire than they are taken for; then half a message of the limit, which stops.
+    Guarantees: it weighs what has come of it, not what came in all, and within a part of the limit;
+    the kernel is asked about few of the requests.
+    """
+
+    async def scenario() -> None:
+        wire = Wire(overhead)
+        bodies = GrpcBodies(MIB, 60, wire.ask)
+        peer = bodies.peer("ipv4:10.0.0.1:1")
+        for _ in range(100_000):
+            assert await bodies.read(wire.comes(b"abc"), peer) == b"abc"
+        assert wire.asked < 1000
+        wire.received += MIB // 2
+        slow = bodies.bodies.begin(peer.client, asyncio.timeout(None), 0)
+        peer.reading = 1
+        bodies._weigh(peer, [slow], 10)
+        assert 0.4 * MIB < slow.bytes < 0.6 * MIB
+        await bodies.close()
+
+    asyncio.run(scenario())
+
+
+def test_where_nobody_knows_it_is_not_asked_again() -> None:
+    """
+    Scenario: the kernel does not say how much came; many small requests.
+    Guarantees: it is asked once: where a sandbox never answers, each question takes its time.
+    """
+
+    async def scenario() -> None:
+        wire = Wire(40)
+        wire.is_known = False
+        bodies = GrpcBodies(MIB, 60, wire.ask)
+        peer = bodies.peer("ipv4:10.0.0.1:1")
+        for _ in range(1000):
+            await bodies.read(wire.comes(b"abc"), peer)
+        assert wire.asked == 1
+        await bodies.close()
+
+    asyncio.run(scenario())
 
 
 def test_connections_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,3 +450,16 @@ def test_connections_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     for port in range(1, 50):
         bodies.peer(f"ipv4:10.0.0.1:{port}")
     assert len(bodies._peers) == 10
+
+
+def test_connections_in_use_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: a connection that goes on sending while more come than are remembered.
+    Guarantees: it is the same to us all the time, and so is what it has sent.
+    """
+    monkeypatch.setattr(grpc_bodies, "CONNECTIONS_REMEMBERED", 10)
+    bodies = GrpcBodies(MIB, 60)
+    first = bodies.peer("ipv4:10.0.0.1:1")
+    for port in range(2, 50):
+        bodies.peer(f"ipv4:10.0.0.1:{port}")
+        assert bodies.peer("ipv4:10.0.0.1:1") is first

@@ -132,6 +132,60 @@ def test_bug_in_the_processor_is_retryable(caplog: pytest.LogCaptureFixture) -> 
     assert [record.name for record in caplog.records] == ["otel_anomaly"]
 
 
+@pytest.mark.parametrize("where", ["peer", "read"])
+def test_bug_at_the_door_is_retryable(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: the door itself meets what it does not expect, before or while it reads a message:
+    no memory, no thread to inflate in.
+    Guarantees: UNAVAILABLE with RetryInfo, counted, and nothing of the error told to the client;
+    one log line; the next request is served.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig:
+            with monkeypatch.context() as patch:
+                patch.setattr(rig.door._bodies, where, fails)
+                error = await rig.refusal(BODY)
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert STATUS_DETAILS_KEY in dict(error.trailing_metadata())
+            assert "words" not in str(error.details())
+            assert rig.counted(Outcome.QUEUE_FULL) == 1
+            assert rig.consumer.batches == []
+            assert await rig.export(BODY) == b""
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+    assert [record.name for record in caplog.records] == ["otel_anomaly"]
+
+
+def fails(*_arguments: object) -> None:
+    """A bug."""
+    raise MemoryError("words of ours")
+
+
+def test_bug_after_acceptance_is_not_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a request is taken over, and what only looks at it afterwards raises.
+    Guarantees: the client is told that it was accepted, and does not send it again; it is counted
+    once; one log line.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig:
+            monkeypatch.setattr(rig.door._intakes[Signal.TRACES], "_look", fails)
+            assert await rig.export(BODY) == b""
+            assert rig.counted(Outcome.ACCEPTED) == 1
+            assert rig.counted(Outcome.QUEUE_FULL) == 0
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(scenario())
+    assert [record.name for record in caplog.records] == ["otel_anomaly"]
+
+
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 def test_too_large_is_final(compression: grpc.Compression) -> None:
     """

@@ -204,6 +204,42 @@ def test_the_service_ticks_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("what", ["release", "sweep"])
+def test_a_tick_that_fails_is_not_the_last(
+    what: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """
+    Scenario: a session is over the line; what releases spans meets a bug every time, or several
+    ticks do and then no more.
+    Guarantees: the bug is told once, and ticks end the episode in time.
+    """
+    monkeypatch.setattr(service, "TICK_S", 0.001)
+    failed = 0
+
+    def fails(_now_ns: int) -> None:
+        nonlocal failed
+        failed += 1
+        raise KeyError
+
+    async def play() -> None:
+        async with running(tmp_path) as at:
+            await at.consume(calls(3))
+            with monkeypatch.context() as patch:
+                patch.setattr(at.service.processor, what, fails)
+                await until(lambda: failed >= 3)
+                if what == "sweep":
+                    patch.undo()
+                at.clock.wall_ns += 61 * SECOND_NS
+                await until(lambda: at.metric("episodes_open") == 0)
+
+    asyncio.run(play())
+    told = [record for record in caplog.records if "tick" in record.getMessage()]
+    assert [record.exc_info[0] for record in told if record.exc_info] == [KeyError]
+
+
 def test_a_large_body_is_scanned_in_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

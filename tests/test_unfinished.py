@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from otel_anomaly.handoff import Outcome
+from otel_anomaly.receivers import unfinished
 from otel_anomaly.receivers.unfinished import (
     BODIES_HELD_MAX,
     CHANCE_S,
@@ -73,6 +74,41 @@ def test_who_is_the_heaviest_itself_is_refused() -> None:
     with pytest.raises(Refused):
         bodies.grow(greedy, 20, 100.0)
     assert not was_sent_away(other)
+
+
+def test_clients_share_the_number_of_slow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: room for sixteen slow bodies; one client has fourteen, another two; then two more
+    clients come with two each, and others whose bodies have just begun.
+    Guarantees: nobody goes while there is room, however many one client has; then only newest ones
+    of the one with most, and no more bodies than there is room for are left beside the young ones.
+    """
+    monkeypatch.setattr(unfinished, "BODIES_MAX", 16)
+    bodies = Unfinished(100)
+    many = [begin(bodies, "many", 0.0) for _ in range(14)]
+    few = [begin(bodies, "few", 0.0) for _ in range(2)]
+    assert bodies.thin_out(1.0) == 0
+    few += [begin(bodies, client, 0.5) for client in ("other", "third") * 2]
+    young = [begin(bodies, "many", 1.0) for _ in range(5)]
+    assert bodies.thin_out(1.0) == 6
+    assert [was_sent_away(body) for body in many] == [False] * 8 + [True] * 6
+    assert not any(was_sent_away(body) for body in (*few, *young))
+    assert many[-1].verdict is not None
+    assert many[-1].verdict.outcome is Outcome.MEMORY
+    assert bodies.thin_out(1.0) == 0
+
+
+def test_more_clients_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: room for four slow bodies; ten clients with two each, one of them being inflated.
+    Guarantees: each keeps its first, and the one that is here already is not sent away.
+    """
+    monkeypatch.setattr(unfinished, "BODIES_MAX", 4)
+    bodies = Unfinished(100)
+    found = [begin(bodies, str(n // 2), 0.0) for n in range(20)]
+    found[1].is_whole = True
+    assert bodies.thin_out(1.0) == 9
+    assert [was_sent_away(body) for body in found] == [False, False, *[False, True] * 9]
 
 
 def test_weight_that_others_tell_is_relieved() -> None:

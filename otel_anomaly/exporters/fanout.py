@@ -90,7 +90,7 @@ class Fanout:
                 await queue.start()
                 started.append(queue)
         except BaseException:
-            await asyncio.gather(*(queue.stop(0) for queue in started))
+            await _stop_all(started, 0)
             raise
 
     def reserve(self, bytes_needed: int) -> Outcome:
@@ -160,14 +160,17 @@ class Fanout:
             asyncio.get_running_loop().call_later(self._ack_timeout_s, answer.settle, _LATE)
 
     async def stop(self, drain_timeout_s: float) -> dict[str, int]:
-        """Refuse what comes, deliver what is held. Returns spans dropped, by exporter."""
+        """Refuse what comes, deliver what is held. Returns spans dropped, by exporter.
+
+        An exporter that could not be stopped is not among them: that was logged.
+        """
         self._stopping = True
-        dropped = await asyncio.gather(*(queue.stop(drain_timeout_s) for queue in self._queues))
+        dropped = await _stop_all(self._queues, drain_timeout_s)
         if self._leaving:
             await asyncio.wait(self._leaving.values())
         for answer in tuple(self._open):
             answer.settle(_LATE)
-        return {queue.name: spans for queue, spans in zip(self._queues, dropped, strict=True)}
+        return dropped
 
     def _open_answer(self) -> Answer:
         """An answer that all required exporters give, or the clock."""
@@ -181,6 +184,21 @@ class Fanout:
 
         answer.future.add_done_callback(given)
         return answer
+
+
+async def _stop_all(queues: Sequence[SendQueue], timeout_s: float) -> dict[str, int]:
+    """Stop each to its end: one that fails cuts short nobody else's drain."""
+    stops = (queue.stop(timeout_s) for queue in queues)
+    ended = await asyncio.gather(*stops, return_exceptions=True)
+    dropped = dict[str, int]()
+    for queue, end in zip(queues, ended, strict=True):
+        if isinstance(end, BaseException):
+            # Not the words of any error: they might repeat what was being sent.
+            why = (isinstance(end, OSError) and end.strerror) or type(end).__name__
+            _LOG.error("exporter %s: could not be stopped: %s", queue.name, why)
+        else:
+            dropped[queue.name] = end
+    return dropped
 
 
 async def _leave(queue: SendQueue, timeout_s: float) -> None:

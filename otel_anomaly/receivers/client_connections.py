@@ -86,21 +86,29 @@ class ClientConnections:
 
     async def _look(self, port: int) -> None:
         limit = self._per_client
+        try:
+            is_known = await self._hold(port, limit)
+        except (OSError, RuntimeError):  # No file or no thread is left; the next look may have one.
+            is_known = False
+        if not is_known and limit and not self._is_told:
+            self._is_told = True
+            LOG.warning(
+                "OTLP/%s: per_client.connections does not hold for all: this system does not"
+                " say who is connected, or has no file or thread left to ask with",
+                self._transport,
+            )
+
+    async def _hold(self, port: int, limit: int) -> bool:
+        """Shut what is beyond the limit. Returns whether anybody knows who is connected."""
         found = await asyncio.to_thread(self._ask, port)
         if found is None:
-            if limit and not self._is_told:
-                self._is_told = True
-                LOG.warning(
-                    "OTLP/%s: per_client.connections does not hold for all: this system does not"
-                    " say who is connected",
-                    self._transport,
-                )
-            return
+            return False
         if self._gauge is not None:
             self._gauge.set(len(found))
         beyond = await asyncio.to_thread(self._beyond, found, limit) if limit else None
         if beyond:
             self._refused.inc(await asyncio.to_thread(shut, beyond))
+        return True
 
     def _beyond(self, found: list[Connected], limit: int) -> set[int]:
         """Inodes of those that are too many: what came last goes first."""

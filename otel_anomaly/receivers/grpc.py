@@ -31,7 +31,7 @@ from otel_anomaly.receivers.grpc_bodies import GrpcBodies
 from otel_anomaly.receivers.health import Health
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.looping import LoopGuard
-from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure
+from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure, watch_of
 from otel_anomaly.receivers.sockets import (
     allow_many_files,
     check_free,
@@ -122,6 +122,7 @@ class GrpcReceiver:
             Certificates or credentials cannot be used. The message names the file.
         """
         config = self._config
+        watch = watch_of(config)
         pem, self._gate.credentials = read_files(config, pem_files)
         self._gate.limit_clients(config.per_client)
         self._certificate.use(pem)
@@ -132,7 +133,7 @@ class GrpcReceiver:
         self._connections.limit(config.per_client.connections)
         if unix_path(config.endpoint) is None:
             self._connections.start(self.port)
-        await self._files.start(config)
+        await self._files.start(config, watch)
         warn_of_exposure("grpc", config)
 
     async def _open(self, config: GrpcReceiverConfig, endpoint: str) -> tuple[Any, int]:
@@ -165,6 +166,7 @@ class GrpcReceiver:
         """
         if config.endpoint != self._config.endpoint:
             raise ValueError("another endpoint needs a restart")
+        watch = watch_of(config)
         pem, credentials = read_files(config, pem_files)
         if _fixed(config) != _fixed(self._config):
             if unix_path(config.endpoint) is not None:
@@ -178,7 +180,7 @@ class GrpcReceiver:
         self._bodies.bodies.limit = config.max_recv_msg_size_mib * _MIB
         self._bodies.timeout_s = config.read_timeout / 1e9
         self._config = config
-        await self._files.start(config)
+        await self._files.start(config, watch)
 
     async def _replace(self, config: GrpcReceiverConfig, pem: PemFiles | None) -> None:
         """A second server on the port; the first answers what it has and goes."""
@@ -225,22 +227,24 @@ class GrpcReceiver:
         take, bodies, gate, loops = intake.take, self._bodies, self._gate, self._loops
 
         async def export(_stream: object, context: Any) -> bytes:  # noqa: ANN401 - no types.
-            peer = bodies.peer(context.peer())
             try:
+                peer = bodies.peer(context.peer())
                 shown = _told(context, "authorization") if gate.credentials is not None else ()
                 reply = gate.refusal(shown, peer.client, 0)
                 reply = reply or loops.check(_told(context, INSTANCE_HEADER))
                 if reply is None:
                     body = await bodies.read(context, peer)
                     reply = await take(body, 0, context.time_remaining())
-                    if reply.outcome is _ACCEPTED:
-                        # An empty ExportTraceServiceResponse: nothing was rejected.
-                        return partial_success(reply) if reply.rejected or reply.message else b""
                 else:
                     intake.count(reply.outcome)
             except Refused as refusal:
                 reply = refusal.reply
                 intake.count(reply.outcome)
+            except Exception as error:  # noqa: BLE001 - UNKNOWN would make the client drop its data.
+                reply = intake.failed(error)
+            if reply.outcome is _ACCEPTED:
+                # An empty ExportTraceServiceResponse: nothing was rejected.
+                return partial_success(reply) if reply.rejected or reply.message else b""
             return _refuse(context, reply)
 
         return export

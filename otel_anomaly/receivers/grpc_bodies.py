@@ -4,11 +4,15 @@ grpcio tells nothing of a message until it is whole, and lets every stream of ev
 up to the limit: 64 connections hold 64 limits. So the bytes of those that take long are asked of
 the kernel, by connection:
 
-    under way  <=  bytes received  -  bytes received when nothing was under way  -  bodies since
+    under way, about  =  (received - received when nothing was under way) / FRAMING
+                         - bodies that came whole since, each with REQUEST_OVERHEAD
 
-This is looked at every LOOK_S, and only while a message is older than that: small requests cost a
-dict entry. Beyond the bound the oldest message of the heaviest client is given up (unfinished.py).
-What can come in between two looks is bounded by what one process reads in that time.
+What is taken for the framing of small requests is an estimate, so the sum is begun anew before the
+error can matter, and where it comes out below zero. It is looked at every LOOK_S, and only while a
+message is older than that: small requests cost a dict entry. Beyond the bound the oldest message of
+the heaviest client is given up (unfinished.py). What can come in between two looks is bounded by
+what one process reads in that time. A stream of which only headers come weighs next to nothing, so
+those that take long are bounded in number as well.
 
 Where the kernel does not say, a message that takes longer than UNKNOWN_S counts as a whole limit.
 
@@ -56,6 +60,8 @@ PEERS_AT_ONCE: Final = 32
 CONNECTIONS_REMEMBERED: Final = 16384
 REQUEST_OVERHEAD: Final = 64
 """Wire bytes of a request that are no message: headers, mostly by reference, and frame heads."""
+DONE_SHARE_MAX: Final = 1 / 64
+"""Of the limit. Beyond it `done` is too much of an estimate, and the kernel is asked anew."""
 FRAMING: Final = 1.01
 """Wire bytes for one of a message: frames of 16 KiB with 9 bytes of head, and TLS records."""
 
@@ -63,7 +69,7 @@ FRAMING: Final = 1.01
 class Peer:
     """What is remembered of one connection."""
 
-    __slots__ = ("address", "base", "client", "done", "reading", "was_asked")
+    __slots__ = ("address", "base", "client", "done", "is_known", "reading", "was_asked")
 
     def __init__(self, text: str) -> None:
         self.address = address_of(text)
@@ -75,11 +81,16 @@ class Peer:
         self.done = 0
         """Bytes of the requests that came whole since."""
         self.was_asked = False
+        self.is_known = True
+        """Whether the kernel said how much came, when it was asked at the end of a request."""
 
     def under_way(self, received: int) -> int:
         """Bytes of its messages that are not whole, of so many received in all."""
-        if received < self.base + self.done:  # Its port belongs to another connection now.
-            self.base = self.done = 0
+        if received < self.base + self.done:
+            # The requests were shorter than they are taken for, or the port belongs to another
+            # connection now. What came before this look is not counted; the next is right again.
+            self.base, self.done = received, 0
+            return 0
         return max(0, int((received - self.base) / FRAMING) - self.done)
 
 
@@ -150,10 +161,12 @@ class GrpcBodies:
     def peer(self, text: str) -> Peer:
         """The connection that grpcio calls `text`."""
         peer = self._peers.get(text)
-        if peer is None:
-            peer = self._peers[text] = Peer(text)
-            if len(self._peers) > CONNECTIONS_REMEMBERED:
-                self._peers.popitem(last=False)
+        if peer is not None:
+            self._peers.move_to_end(text)  # One that is in use is not the one to forget.
+            return peer
+        peer = self._peers[text] = Peer(text)
+        if len(self._peers) > CONNECTIONS_REMEMBERED:
+            self._peers.popitem(last=False)
         return peer
 
     async def read(self, context: Any, peer: Peer) -> bytes:  # noqa: ANN401 - grpcio has no types.
@@ -189,7 +202,9 @@ class GrpcBodies:
         finally:
             self.bodies.end(body)
             peer.reading -= 1
-            if peer.was_asked and not peer.reading:
+            if not peer.reading and (
+                peer.was_asked or (peer.is_known and peer.done > self.bodies.limit * DONE_SHARE_MAX)
+            ):
                 self._begin_anew(peer)
 
     async def _inflated(self, wire: bytes, body: Body) -> bytes:
@@ -207,7 +222,10 @@ class GrpcBodies:
     def _begin_anew(self, peer: Peer) -> None:
         """Nothing is under way: what has been received up to now is done with."""
         peer.was_asked = False
-        peer.base, peer.done = self._ask(peer) or 0, 0
+        received = self._ask(peer)
+        peer.is_known = received is not None
+        if received is not None:
+            peer.base, peer.done = received, 0
 
     async def _watch(self) -> None:
         """Look while something is under way."""
@@ -218,6 +236,7 @@ class GrpcBodies:
             if not len(self.bodies):
                 break
             began_s = loop.time()
+            self.bodies.thin_out(began_s - LOOK_S)
             await self._weigh_the_slow(began_s)
             self.bodies.relieve(loop.time())
             self._give_up_the_late(loop.time())

@@ -65,7 +65,10 @@ class Intake:
             return self.failed(error)
         if reply.outcome is _ACCEPTED:
             self._accepted.inc()
-            self._look(body, now_ns)
+            try:
+                self._look(body, now_ns)
+            except Exception:  # It was taken over: a refusal now would make the client repeat it.
+                LOG.exception("%s over %s: not looked at", self.signal.value, self._transport)
         else:
             self._requests[reply.outcome].inc()
         return reply

@@ -35,6 +35,13 @@ def files_of(config: DoorConfig) -> list[str]:
     return files + (credential_files(config.auth) if config.auth is not None else [])
 
 
+def watch_of(config: DoorConfig) -> FileWatch:
+    """What sees a change of the door's files. To be made before they are read, or one in between
+    would never be noticed.
+    """
+    return FileWatch(files_of(config))
+
+
 def read_files(
     config: DoorConfig, read_tls: Callable[[TlsServerConfig], Read]
 ) -> tuple[Read | None, Credentials | None]:
@@ -108,14 +115,16 @@ class FileReload:
         self._look_s = LOOK_S
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, config: DoorConfig) -> None:
-        """Watch the files of `config` from now on."""
+    async def start(self, config: DoorConfig, watch: FileWatch | None = None) -> None:
+        """Watch the files of `config` from now on.
+
+        `watch` is `watch_of(config)` from before they were read: what has changed since is seen.
+        """
         await self.stop()
         self.problem = None
-        files = files_of(config)
-        if not files:
+        if not files_of(config):
             return
-        self._watch = FileWatch(files)
+        self._watch = watch or watch_of(config)
         self._look_s = config.tls.reload_interval / 1e9 if config.tls is not None else LOOK_S
         self._task = asyncio.create_task(self._look_forever())
 

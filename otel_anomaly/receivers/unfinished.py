@@ -1,6 +1,6 @@
 """Bodies that have not arrived whole: their bytes are bounded in sum, over all connections.
 
-    one body <= limit          all of one door <= BODIES_HELD_MAX x limit
+    one body <= limit          all of one door <= BODIES_HELD_MAX x limit, and BODIES_MAX of them
 
 When the sum is reached, somebody has to go: the oldest body of the client that holds the most,
 once it has had its chance. An honest client holds little or finishes soon; one that opens many
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 BODIES_HELD_MAX: Final = 4
 """Largest bodies that may be under way at once, on all connections together."""
+BODIES_MAX: Final = 4096
+"""Bodies under way at once that take long, however little has come of them: each holds a task and
+what its transport keeps of a request."""
 CHANCE_S: Final = 2.0
 """A body younger than this is not sent away for room: 64 MiB take half a second at 1 Gbit/s."""
 CROWDED: Final = Reply(Outcome.MEMORY, "too many large requests at once", 1.0)
+TOO_MANY: Final = Reply(Outcome.MEMORY, "too many unfinished requests at once", 1.0)
 STOPPING: Final = Reply(Outcome.STOPPING, "the service is stopping", 1.0)
 
 
@@ -126,6 +130,29 @@ class Unfinished:
             self._send_away(leaver, CROWDED)
             gone += 1
         return gone
+
+    def thin_out(self, before_s: float) -> int:
+        """Of those that began before that time, send away what is beyond BODIES_MAX.
+
+        Each client keeps the same share of them, or all it has if that is less, and at least one.
+        So the one with most loses most, and a proxy with many behind it none while there is room.
+        Returns how many had to go.
+        """
+        if len(self._bodies) <= BODIES_MAX:
+            return 0
+        clients: dict[str, list[Body]] = {}
+        for body in self._bodies:
+            if body.since_s >= before_s:
+                break
+            if not body.is_whole:
+                clients.setdefault(body.client, []).append(body)
+        share = BODIES_MAX
+        while share > 1 and sum(min(len(each), share) for each in clients.values()) > BODIES_MAX:
+            share //= 2
+        beyond = [body for each in clients.values() for body in each[share:]]
+        for body in beyond:
+            self._send_away(body, TOO_MANY)
+        return len(beyond)
 
     def stop(self) -> None:
         """Send all away: their requests have not been taken over."""
