@@ -206,27 +206,54 @@ def test_broken_http(raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
-def test_chunk_framing_that_breaks_midway() -> None:
+def test_chunk_framing_that_breaks_midway(caplog: pytest.LogCaptureFixture) -> None:
     """
-    Scenario: a good chunk, and later one whose length is not a number. aiohttp's parser does not
-    tell the reader of the body, only its own queue.
-    Guarantees: the deadline ends it; nothing is consumed, the next client is served.
+    Scenario: a good chunk, and later one whose length is not a number, with megabytes behind it.
+    aiohttp's parser does not tell the reader of the body, only its own queue, once for each read.
+    Guarantees: 400 at once and the connection ends; what follows is not kept; nothing is consumed
+    or logged, the next client is served.
     """
+    head = request_head("POST", "/v1/traces", content_type=PROTOBUF, transfer_encoding="chunked")
 
     async def scenario() -> None:
-        async with http_door(read_timeout="50ms") as rig:
-            head = request_head(
-                "POST", "/v1/traces", content_type=PROTOBUF, transfer_encoding="chunked"
-            )
+        async with http_door(read_timeout="1h") as rig:
             async with connect(rig.door.port) as (reader, writer):
                 writer.write(head + b"3\r\nabc\r\n")
                 await until(lambda: rig.door._bodies.held > 0)
-                writer.write(b"nonsense\r\n")
-                assert (await read_answer(reader)).status == 408
+                (connection,) = rig.door._listener.census._open
+                connection.data_received(b"nonsense\r\n")
+                for _ in range(20):
+                    connection.data_received(bytes(100_000))
+                kept = [message.message for message, _ in connection._messages]
+                assert sum(len(text) for text in kept) < 1000
+                answer = await read_answer(reader)
+                assert (answer.status, answer.headers["connection"]) == (400, "close")
+                assert await reader.read() == b""
             assert (rig.counted(Outcome.MALFORMED), rig.consumer.batches) == (1, [])
             assert (await rig.post(BODY)).status == 200
 
-    asyncio.run(scenario())
+    with caplog.at_level(logging.DEBUG, "otel_anomaly"):
+        asyncio.run(scenario())
+    assert not caplog.records
+
+
+def test_chunk_framing_that_breaks_after_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Scenario: a request is refused on its headers, and the rest of its body has broken chunks.
+    Guarantees: the connection ends; nothing is logged.
+    """
+
+    async def scenario() -> None:
+        async with http_door() as rig, connect(rig.door.port) as (reader, writer):
+            writer.write(request_head("POST", "/nothing", transfer_encoding="chunked") + b"3\r\na")
+            assert (await read_answer(reader)).status == 404
+            writer.write(b"bc\r\nnonsense\r\n")
+            async with asyncio.timeout(60):
+                assert await reader.read() == b""
+
+    with caplog.at_level(logging.DEBUG, "otel_anomaly"):
+        asyncio.run(scenario())
+    assert not caplog.records
 
 
 def test_broken_framing_that_the_parser_tells(monkeypatch: pytest.MonkeyPatch) -> None:

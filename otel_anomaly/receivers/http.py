@@ -347,7 +347,9 @@ class _Accepted(web.StreamResponse):
 
 def _not_http(status: int) -> web.Response:
     """The answer to what the parser refuses: too long, too many, or no HTTP at all."""
-    body = PROTOBUF.encode(http_only_status(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1"))
+    is_large = status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    text = "the request's headers are too large" if is_large else "the request is not HTTP/1.1"
+    body = PROTOBUF.encode(http_only_status(HTTPStatus.BAD_REQUEST, text))
     headers = {hdrs.CONTENT_TYPE: PROTOBUF.content_type, hdrs.SERVER: SERVER_NAME}
     return web.Response(status=status, body=body, headers=headers)
 
