@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ import uvloop
 from aiohttp import web
 
 from otel_anomaly.config import HttpReceiverConfig
-from otel_anomaly.handoff import Outcome, Signal
+from otel_anomaly.handoff import Outcome, Reply, Signal
 from otel_anomaly.receivers import unfinished
 from otel_anomaly.receivers.body import BodyReader
 from otel_anomaly.receivers.http import JSON_INLINE_BYTES_MAX, HttpReceiver, _Accepted
@@ -155,6 +156,47 @@ def test_slow_body_runs_out_of_time() -> None:
             answer = await rig.send(head + b"x")
             assert (answer.status, answer.status_message().code) == (408, 4)
             assert (rig.counted(Outcome.MALFORMED), rig.consumer.batches) == (1, [])
+
+    asyncio.run(scenario())
+
+
+def test_a_whole_body_that_we_are_late_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: compressed and JSON bodies that are here, and no thread that has time for them.
+    Guarantees: 503 with a time to come back, not the final 408.
+    """
+
+    async def no_time(*_: object) -> None:
+        await asyncio.sleep(3600)
+
+    async def scenario() -> None:
+        async with http_door(1 << 22, decode_json=lambda text, _: text, read_timeout="50ms") as rig:
+            monkeypatch.setattr(asyncio, "to_thread", no_time)
+            noise = gzip.compress(random.Random(1).randbytes(100_000))
+            text = bytes(JSON_INLINE_BYTES_MAX + 1)
+            for sent, keys in (
+                (noise, {"content_encoding": "gzip"}),
+                (text, {"content_type": "application/json"}),
+            ):
+                answer = await rig.post(sent, **keys)
+                assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert rig.counted(Outcome.UNAVAILABLE) == 2
+
+    asyncio.run(scenario())
+
+
+def test_too_large_for_the_limit_and_for_memory() -> None:
+    """
+    Scenario: a declared body over the limit, which memory has no room for either; and one below.
+    Guarantees: 413, which is final; 503.
+    """
+    full = Reply(Outcome.MEMORY, "no memory")
+
+    async def scenario() -> None:
+        async with http_door(1000, admit=lambda size: full if size > 900 else None) as rig:
+            assert (await rig.post(bytes(950))).status == 503
+        async with http_door(1000, admit=lambda size: full if size > 1000 else None) as rig:
+            assert (await rig.post(bytes(5000))).status == 413
 
     asyncio.run(scenario())
 

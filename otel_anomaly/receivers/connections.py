@@ -180,6 +180,7 @@ class Connection(web.RequestHandler):
         messages = self._messages
         for index in range(len(messages) - new, len(messages)):
             message, payload = messages[index]
+            assert not isinstance(message, _ErrInfo), "that one comes alone"
             fields = sum(len(name) + len(value) for name, value in message.raw_headers)
             if len(message.path) + fields > head_max:
                 while len(messages) > index:
