@@ -46,7 +46,8 @@ class Outcome(enum.Enum):
     """No credential, or a wrong one. Permanent."""
     UNAVAILABLE = "unavailable"
     """Taken in, but what was promised did not come about: the disk failed, or with `ack: sent` an
-    exporter did not deliver in time. The client retries."""
+    exporter did not deliver in time; or it was here and we had no time to read it. The client
+    retries."""
     REJECTED = "rejected"
     """With `ack: sent`: a next hop refused it for good. Permanent."""
 

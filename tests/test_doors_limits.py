@@ -385,3 +385,102 @@ def test_limits_change_while_it_runs(run: Callable[[Any], None]) -> None:
             assert (await rig.post(b"x" * 1001)).status == 200
 
     run(scenario())
+
+
+def many_headers(size: int) -> dict[str, str]:
+    """Headers of so many bytes together, none of them long."""
+    return {f"x_{i}": "y" * 990 for i in range(size // 1000)}
+
+
+def pads(size: int) -> bytes:
+    """A head of so many bytes that is not whole yet."""
+    return request_head("POST", "/v1/traces", **many_headers(size))[:-2]
+
+
+@LOOPS
+@pytest.mark.parametrize("end", [b"\r\n", b""], ids=["whole", "not"])
+@pytest.mark.parametrize("before", [b"", HEAD, HEAD * 40], ids=["first", "second", "many"])
+def test_heads_are_bounded_in_sum(
+    run: Callable[[Any], None], end: bytes, before: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a head of 100 KB in lines that are each allowed, whole or not, in one write, alone or
+    behind other requests.
+    Guarantees: 431 after the answers that are due, and the connection ends; the next is served.
+    """
+    monkeypatch.setattr(listener, "LINGER_S", 0.05)
+    large = pads(100_000) + end
+
+    async def scenario() -> None:
+        async with http_door() as rig, connect(rig.door.port) as (reader, writer):
+            writer.write(before + large)
+            for _ in range(len(before) // len(HEAD)):
+                assert (await read_answer(reader)).status == 200
+            if not end and len(before) > len(HEAD):
+                writer.write((b"a: " + b"y" * 990 + b"\r\n") * 18)
+            answer = await read_answer(reader)
+            assert answer.status == 431
+            assert b"yyy" not in answer.body
+            assert await reader.read() == b""
+            assert refused(rig, "malformed") == 1
+            assert (await rig.post(b"x", **many_headers(10_000))).status == 200
+
+    run(scenario())
+
+
+def test_a_head_that_grows_is_bounded() -> None:
+    """
+    Scenario: a head that comes in small pieces and does not end; one behind a request that is being
+    answered; one behind the end of a body.
+    Guarantees: 431 soon after the bound, before the head's time is over.
+    """
+
+    async def grow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+        answer = asyncio.ensure_future(read_answer(reader))
+        for i in range(10_000):
+            if answer.done():
+                break
+            writer.write(b"POST / HTTP/1.1\r\n" if i == 0 else b"a: %s\r\n" % (b"y" * 995))
+            await asyncio.sleep(0.001)
+        return (await answer).status
+
+    async def scenario() -> None:
+        async with http_door(read_header_timeout="1h") as rig:
+            async with connect(rig.door.port) as (reader, writer):
+                assert await grow(reader, writer) == 431
+            long = request_head(
+                "POST", "/v1/traces", content_type=PROTOBUF, content_length="300000"
+            )
+            async with connect(rig.door.port) as (reader, writer):
+                rig.consumer.gate = asyncio.Event()
+                writer.write(long + bytes(300_000) + pads(120_000))
+                await rig.consumer.entered.wait()
+                rig.consumer.gate.set()
+                assert (await read_answer(reader)).status == 200
+                assert (await read_answer(reader)).status == 431
+
+    asyncio.run(scenario())
+
+
+def test_upgrade_is_not_taken_up() -> None:
+    """
+    Scenario: a request that wants to go on as a web socket, with a long head behind it.
+    Guarantees: it is answered as any other, and the connection ends: nothing is kept.
+    """
+
+    async def scenario() -> None:
+        async with http_door() as rig, connect(rig.door.port) as (reader, writer):
+            head = request_head(
+                "POST",
+                "/v1/traces",
+                content_type=PROTOBUF,
+                connection="upgrade",
+                upgrade="websocket",
+            )
+            writer.write(head + pads(20_000))
+            assert (await read_answer(reader)).status == 200
+            async with asyncio.timeout(60):
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+
+    asyncio.run(scenario())

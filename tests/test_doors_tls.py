@@ -15,7 +15,15 @@ import uvloop
 from otel_anomaly.config import TlsServerConfig
 from otel_anomaly.receivers.certificates import server_context
 from tests.certificates import Certificates, make_certificates
-from tests.door_rigs import PROTOBUF, grpc_channel, grpc_door, http_door, read_answer, request_head
+from tests.door_rigs import (
+    PROTOBUF,
+    connect,
+    grpc_channel,
+    grpc_door,
+    http_door,
+    read_answer,
+    request_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -293,6 +301,23 @@ def test_doors_change_their_tls(pki: Pki, tmp_path: Path) -> None:
             assert await post(web.door.port, client_context(pki.first)) == 200
             known = channel_credentials(pki.first)
             assert await export(rpc.door.port, known) is grpc.StatusCode.OK
+
+    asyncio.run(scenario())
+
+
+def test_new_handshakes_have_the_new_time(pki: Pki, tmp_path: Path) -> None:
+    """
+    Scenario: the time for headers changes at a door with TLS, where it is for handshakes too.
+    Guarantees: a client that says nothing is cut off by the new time.
+    """
+
+    async def scenario() -> None:
+        tls = TlsServerConfig(**tls_of(tmp_path, pki.first))
+        async with http_door(tls=tls, read_header_timeout="1h") as rig:
+            change = {"read_header_timeout": 50_000_000}
+            await rig.door.reconfigure(rig.door._config.model_copy(update=change))
+            async with connect(rig.door.port) as (reader, _), asyncio.timeout(60):
+                assert await reader.read() == b""
 
     asyncio.run(scenario())
 

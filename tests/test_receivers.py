@@ -22,6 +22,7 @@ from otel_anomaly.receivers.monitoring import (
     CONNECTIONS_OF_CLIENT_MAX,
     METRICS_TYPE,
     PAGES,
+    WAITERS_OF_CLIENT_MAX,
     Monitoring,
 )
 from otel_anomaly.telemetry import Telemetry
@@ -33,6 +34,7 @@ from tests.door_rigs import (
     counted,
     read_answer,
     request_head,
+    until,
 )
 
 if TYPE_CHECKING:
@@ -292,6 +294,34 @@ def test_nobody_asks_too_often() -> None:
             assert not answer.done()
             made.clock.steady_s += 1
             assert (await answer).status == 200
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is nobody's address")
+def test_who_waits_for_a_page_is_bounded_and_may_leave() -> None:
+    """
+    Scenario: an address that has had its share asks on many connections and closes them; and then
+    asks again, when time has gone by for one page.
+    Guarantees: few wait, the others are told 429 at once; who is gone does not wait on, nor takes
+    the page of who is there.
+    """
+
+    async def scenario() -> None:
+        async with page() as made:
+            for _ in range(PAGES.burst):
+                await made.get("/readyz")
+            waiting = made.monitoring._waiters
+            async with AsyncExitStack() as stack:
+                for _ in range(WAITERS_OF_CLIENT_MAX):
+                    _, writer = await stack.enter_async_context(connect(made.monitoring.port))
+                    writer.write(request_head("GET", "/metrics"))
+                await until(lambda: waiting.total() == WAITERS_OF_CLIENT_MAX)
+                answer = await made.get("/metrics")
+                assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+            await until(lambda: not waiting)
+            made.clock.steady_s += 1 / PAGES.requests_per_second
+            assert (await made.get("/readyz")).status == 503
 
     asyncio.run(scenario())
 

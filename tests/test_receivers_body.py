@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import random
 import tracemalloc
 import zlib
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from otel_anomaly.receivers.body import (
     GZIP_WBITS,
+    INLINE_WIRE_BYTES_MAX,
     MEMBERS_MAX,
     PIECE_BYTES,
     SLICE_BYTES,
     inflate,
+    inflate_whole,
 )
+from otel_anomaly.receivers.unfinished import Unfinished
 from tests.door_rigs import gzip_bomb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def whole(wire: bytes, wbits: int = GZIP_WBITS) -> bytes:
@@ -40,7 +48,7 @@ def test_inflate_equals_the_standard_library(size: int, level: int) -> None:
     assert whole(gzip.compress(sent, level)) == sent
     assert whole(zlib.compress(sent, level), zlib.MAX_WBITS) == sent
     pieces = list(inflate(gzip.compress(sent, level), GZIP_WBITS))
-    assert all(0 < len(piece) <= PIECE_BYTES for piece in pieces)
+    assert all(len(piece) <= PIECE_BYTES for piece in pieces)
 
 
 def test_members_are_one_body() -> None:
@@ -108,3 +116,46 @@ def test_bomb_costs_a_piece_at_a_time() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 3 * PIECE_BYTES + 4 * SLICE_BYTES
+
+
+def work_for_nothing(size: int) -> bytes:
+    """A gzip body of about so many bytes that inflates to one: empty deflate blocks before it."""
+    end = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    tail = end.compress(b"x") + end.flush()
+    sums = zlib.crc32(b"x").to_bytes(4, "little") + (1).to_bytes(4, "little")
+    return gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * (size // 5) + tail + sums
+
+
+def test_each_step_takes_little_input() -> None:
+    """
+    Scenario: a MiB that inflates to nothing but a byte.
+    Guarantees: a step for each slice of it.
+    """
+    pieces = list(inflate(work_for_nothing(SLICE_BYTES * 4), GZIP_WBITS))
+    assert (len(pieces) >= 4, b"".join(pieces)) == (True, b"x")
+
+
+@pytest.mark.parametrize(
+    ("size", "in_threads"), [(INLINE_WIRE_BYTES_MAX // 2, 0), (SLICE_BYTES * 4, 4)]
+)
+def test_what_is_long_is_inflated_in_threads(
+    size: int, in_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a small and a long body that inflate to nothing but a byte.
+    Guarantees: the small one in the event loop, of the long one each slice in a thread.
+    """
+    calls, to_thread = list[Any](), asyncio.to_thread
+
+    async def counted(function: Callable[..., Any], *arguments: Any) -> Any:
+        calls.append(function)
+        return await to_thread(function, *arguments)
+
+    async def scenario() -> bytes:
+        monkeypatch.setattr(asyncio, "to_thread", counted)
+        bodies = Unfinished(1 << 20)
+        body = bodies.begin("client", asyncio.timeout(None), 0.0)
+        return await inflate_whole(work_for_nothing(size), GZIP_WBITS, bodies, body)
+
+    assert asyncio.run(scenario()) == b"x"
+    assert min(len(calls), 4) == in_threads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,7 +14,7 @@ import uvloop
 from aiohttp import web
 
 from otel_anomaly.config import HttpReceiverConfig
-from otel_anomaly.handoff import Outcome, Signal
+from otel_anomaly.handoff import Outcome, Reply, Signal
 from otel_anomaly.receivers import unfinished
 from otel_anomaly.receivers.body import BodyReader
 from otel_anomaly.receivers.http import JSON_INLINE_BYTES_MAX, HttpReceiver, _Accepted
@@ -159,6 +160,47 @@ def test_slow_body_runs_out_of_time() -> None:
     asyncio.run(scenario())
 
 
+def test_a_whole_body_that_we_are_late_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: compressed and JSON bodies that are here, and no thread that has time for them.
+    Guarantees: 503 with a time to come back, not the final 408.
+    """
+
+    async def no_time(*_: object) -> None:
+        await asyncio.sleep(3600)
+
+    async def scenario() -> None:
+        async with http_door(1 << 22, decode_json=lambda text, _: text, read_timeout="50ms") as rig:
+            monkeypatch.setattr(asyncio, "to_thread", no_time)
+            noise = gzip.compress(random.Random(1).randbytes(100_000))
+            text = bytes(JSON_INLINE_BYTES_MAX + 1)
+            for sent, keys in (
+                (noise, {"content_encoding": "gzip"}),
+                (text, {"content_type": "application/json"}),
+            ):
+                answer = await rig.post(sent, **keys)
+                assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert rig.counted(Outcome.UNAVAILABLE) == 2
+
+    asyncio.run(scenario())
+
+
+def test_too_large_for_the_limit_and_for_memory() -> None:
+    """
+    Scenario: a declared body over the limit, which memory has no room for either; and one below.
+    Guarantees: 413, which is final; 503.
+    """
+    full = Reply(Outcome.MEMORY, "no memory")
+
+    async def scenario() -> None:
+        async with http_door(1000, admit=lambda size: full if size > 900 else None) as rig:
+            assert (await rig.post(bytes(950))).status == 503
+        async with http_door(1000, admit=lambda size: full if size > 1000 else None) as rig:
+            assert (await rig.post(bytes(5000))).status == 413
+
+    asyncio.run(scenario())
+
+
 def test_expect_continue_is_answered() -> None:
     """
     Scenario: a client that asks before it sends, as curl does with large bodies; and one whose
@@ -206,27 +248,54 @@ def test_broken_http(raw: bytes, caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
-def test_chunk_framing_that_breaks_midway() -> None:
+def test_chunk_framing_that_breaks_midway(caplog: pytest.LogCaptureFixture) -> None:
     """
-    Scenario: a good chunk, and later one whose length is not a number. aiohttp's parser does not
-    tell the reader of the body, only its own queue.
-    Guarantees: the deadline ends it; nothing is consumed, the next client is served.
+    Scenario: a good chunk, and later one whose length is not a number, with megabytes behind it.
+    aiohttp's parser does not tell the reader of the body, only its own queue, once for each read.
+    Guarantees: 400 at once and the connection ends; what follows is not kept; nothing is consumed
+    or logged, the next client is served.
     """
+    head = request_head("POST", "/v1/traces", content_type=PROTOBUF, transfer_encoding="chunked")
 
     async def scenario() -> None:
-        async with http_door(read_timeout="50ms") as rig:
-            head = request_head(
-                "POST", "/v1/traces", content_type=PROTOBUF, transfer_encoding="chunked"
-            )
+        async with http_door(read_timeout="1h") as rig:
             async with connect(rig.door.port) as (reader, writer):
                 writer.write(head + b"3\r\nabc\r\n")
                 await until(lambda: rig.door._bodies.held > 0)
-                writer.write(b"nonsense\r\n")
-                assert (await read_answer(reader)).status == 408
+                (connection,) = rig.door._listener.census._open
+                connection.data_received(b"nonsense\r\n")
+                for _ in range(20):
+                    connection.data_received(bytes(100_000))
+                kept = [message.message for message, _ in connection._messages]
+                assert sum(len(text) for text in kept) < 1000
+                answer = await read_answer(reader)
+                assert (answer.status, answer.headers["connection"]) == (400, "close")
+                assert await reader.read() == b""
             assert (rig.counted(Outcome.MALFORMED), rig.consumer.batches) == (1, [])
             assert (await rig.post(BODY)).status == 200
 
-    asyncio.run(scenario())
+    with caplog.at_level(logging.DEBUG, "otel_anomaly"):
+        asyncio.run(scenario())
+    assert not caplog.records
+
+
+def test_chunk_framing_that_breaks_after_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Scenario: a request is refused on its headers, and the rest of its body has broken chunks.
+    Guarantees: the connection ends; nothing is logged.
+    """
+
+    async def scenario() -> None:
+        async with http_door() as rig, connect(rig.door.port) as (reader, writer):
+            writer.write(request_head("POST", "/nothing", transfer_encoding="chunked") + b"3\r\na")
+            assert (await read_answer(reader)).status == 404
+            writer.write(b"bc\r\nnonsense\r\n")
+            async with asyncio.timeout(60):
+                assert await reader.read() == b""
+
+    with caplog.at_level(logging.DEBUG, "otel_anomaly"):
+        asyncio.run(scenario())
+    assert not caplog.records
 
 
 def test_broken_framing_that_the_parser_tells(monkeypatch: pytest.MonkeyPatch) -> None:

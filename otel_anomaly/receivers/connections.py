@@ -8,6 +8,10 @@
 aiohttp closes a connection that is idle, but knows no time for headers that trickle: it would wait
 as long as for an idle one. The rules that take time are applied once a second to all connections
 in one pass, because a timer for each request costs more than a look at each connection.
+
+Nor does it know a sum of headers, and its parser keeps a head until the next one begins: without a
+bound of our own each idle connection could hold megabytes. So a head is fed to it in pieces of the
+most that a whole one may have, and what has not become a request after that is refused.
 """
 
 from __future__ import annotations
@@ -16,8 +20,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 
 from otel_anomaly.receivers.gate import client_of
 
@@ -33,6 +39,11 @@ TURNED_AWAY_MAX: Final = 128
 TURNED_AWAY_S: Final = 1.0
 SWEPT_AT_ONCE: Final = 64
 """A tenth of a millisecond or less; ten thousand at once would hold everybody up for several."""
+HEAD_LINES: Final = 2
+"""Longest lines that a whole head may weigh: an honest one has many headers, but no two like it."""
+BODY_PIECE_BYTES: Final = 1 << 16
+"""Fed to the parser at a time while a body comes. What of the next head comes in one piece with the
+end of a body is not counted, so the pieces are short."""
 AGE_SPREAD: Final = 10
 """Ages differ by up to so many percent, so that not all clients of a restart come back at once."""
 FULL: Final = (
@@ -47,7 +58,8 @@ TOO_SLOW: Final = (
 
 def _not_the_clients_fault(record: logging.LogRecord) -> bool:
     """Bytes that are not HTTP are answered 400. They are the sender's business, not our log's."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    faults = (HttpProcessingError, web.RequestPayloadError)
+    return not (record.exc_info and isinstance(record.exc_info[1], faults))
 
 
 HTTP_LOG: Final = logging.getLogger("otel_anomaly.http")
@@ -65,15 +77,37 @@ class Limits(NamedTuple):
     age_grace_s: float = 60.0
     line_bytes: int = 8190
 
+    @property
+    def head_bytes(self) -> int:
+        """Request line and headers of one request, together."""
+        return HEAD_LINES * self.line_bytes
+
 
 class Connection(web.RequestHandler):
     """One of them: aiohttp's, with what the rules need to know."""
 
-    __slots__ = ("_census", "client", "counted", "expired", "head_since_s", "made_s", "stuck_s")
+    __slots__ = (
+        "_broken",
+        "_census",
+        "_head_bytes",
+        "_newest",
+        "client",
+        "counted",
+        "expired",
+        "head_since_s",
+        "made_s",
+        "stuck_s",
+    )
 
     def __init__(self, census: Census, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
         super().__init__(*arguments, **options)
         self._census = census
+        self._broken = False
+        """What it sends is not looked at any more."""
+        self._head_bytes = 0
+        """Of a head that is not whole yet."""
+        self._newest: StreamReader = EMPTY_PAYLOAD
+        """The body of the newest request: until its end, what comes is no head."""
         self.client = ""
         self.counted = False
         self.expired = False
@@ -103,12 +137,76 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came; afterwards either a head is whole or its time runs."""
-        super().data_received(data)
+        head_max, begin = self._census.limits.head_bytes, 0
+        while len(data) - begin > head_max:
+            size = head_max if self._newest.is_eof() else max(head_max, BODY_PIECE_BYTES)
+            self._feed(data[begin : begin + size], head_max)
+            begin += size
+        self._feed(data[begin:], head_max)
         waiter = self._waiter
         if waiter is None or waiter.done():
             self.head_since_s = 0.0
         elif not self.head_since_s:
             self.head_since_s = self._loop.time()
+
+    def _feed(self, data: bytes, head_max: int) -> None:
+        """A piece for the parser, and what came of it."""
+        if self._broken:
+            return
+        messages, body, before = self._messages, self._newest, self._request_count
+        was_head = body.is_eof()
+        super().data_received(data)
+        if new := self._request_count - before:
+            self._newest = messages[-1][1]
+            if isinstance(messages[-1][0], _ErrInfo):
+                self._break_off(body)
+            elif self._head_bytes + len(data) > head_max:
+                self._weigh_heads(new, head_max)
+            # With so many requests waiting that the parser pauses, what comes lies unparsed in it.
+            self._head_bytes = self._head_bytes + len(data) if self._buffer_paused else 0
+        elif was_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > head_max and not self._buffer_paused:
+                self._refuse_head(StreamReader(self, 1, loop=self._loop))
+        else:
+            self._head_bytes = 0
+        if self._upgraded:
+            # Never to what was asked for. What follows would be kept until it was parsed again.
+            self._message_tail = b""
+            self.close()
+
+    def _weigh_heads(self, new: int, head_max: int) -> None:
+        """The newest requests came with more bytes than a head may have: look at each."""
+        messages = self._messages
+        for index in range(len(messages) - new, len(messages)):
+            message, payload = messages[index]
+            assert not isinstance(message, _ErrInfo), "that one comes alone"
+            fields = sum(len(name) + len(value) for name, value in message.raw_headers)
+            if len(message.path) + fields > head_max:
+                while len(messages) > index:
+                    messages.pop()
+                self._refuse_head(payload)
+                return
+
+    def _refuse_head(self, payload: StreamReader) -> None:
+        """Answer 431 after the requests that wait. aiohttp waits a moment for the end of `payload`,
+        and we let what comes fall: the client reads our answer and not a reset."""
+        self._broken = True
+        self._messages.append((_error(431, "the headers are too large"), payload))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _break_off(self, body: StreamReader) -> None:
+        """Not HTTP. The parser would say so for every further read, each time with what it read;
+        and it does not tell whoever waits for the rest of a body."""
+        self._broken = True
+        self._messages[-1] = (_error(400, "not HTTP"), EMPTY_PAYLOAD)
+        if not body.is_eof():
+            self.expired = True
+            body.set_exception(web.RequestPayloadError("the body's framing is broken"))
+            body.feed_eof()
+            if self._current_request is None and len(self._messages) == 1:
+                self.close()  # It was answered before: no second word about it.
 
     def pause_writing(self) -> None:
         """Answers pile up."""
@@ -134,10 +232,6 @@ class Connection(web.RequestHandler):
         answer.force_close()
         return answer
 
-    def is_idle(self) -> bool:
-        """Whether it waits for a request of which nothing has come."""
-        return self._waiter is not None and not self._waiter.done() and not self.head_since_s
-
     def overdue(self, now_s: float, limits: Limits) -> str | None:
         """Why it must go; None when it may stay. Marks one whose time is nearly over."""
         if self.head_since_s and now_s - self.head_since_s > limits.header_s:
@@ -162,6 +256,12 @@ class Connection(web.RequestHandler):
         if reason == "slow_headers":
             self.transport.write(TOO_SLOW)
         self.force_close()
+
+
+def _error(status: int, message: str) -> _ErrInfo:
+    """What aiohttp answers in the place of a request."""
+    error = HttpProcessingError(code=status, message=message)
+    return _ErrInfo(status=status, exc=error, message=message)
 
 
 class Census:

@@ -155,12 +155,12 @@ class HttpReceiver:
         if config.endpoint != self._config.endpoint:
             raise ValueError("another endpoint needs a restart")
         context, credentials = read_files(config, server_context)
+        self._set_limits(config)  # Before the context: its handshakes have the new time.
         if config.tls is not None or self._config.tls is not None:
             await self._listener.use_tls(context)
         warn_of_exposure("http", config, self._config)
         self._gate.credentials = credentials
         self._config = config
-        self._set_limits(config)
         await self._files.start(config)
 
     async def _read_files(self) -> None:
@@ -257,7 +257,9 @@ class HttpReceiver:
         gate, authorization = self._gate, _NOTHING
         if gate.credentials is not None:
             authorization = request.headers.getall(hdrs.AUTHORIZATION, [])
-        reply = gate.refusal(authorization, client, request.content_length or 0)
+        # One that is longer than the limit is refused for that, not for memory it cannot have.
+        size = min(request.content_length or 0, self._bodies.bodies.limit)
+        reply = gate.refusal(authorization, client, size)
         if reply is None and INSTANCE_HEADER in request.headers:
             reply = self._loops.check(request.headers.getall(INSTANCE_HEADER))
         if reply is not None:
@@ -347,7 +349,9 @@ class _Accepted(web.StreamResponse):
 
 def _not_http(status: int) -> web.Response:
     """The answer to what the parser refuses: too long, too many, or no HTTP at all."""
-    body = PROTOBUF.encode(http_only_status(HTTPStatus.BAD_REQUEST, "the request is not HTTP/1.1"))
+    is_large = status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    text = "the request's headers are too large" if is_large else "the request is not HTTP/1.1"
+    body = PROTOBUF.encode(http_only_status(HTTPStatus.BAD_REQUEST, text))
     headers = {hdrs.CONTENT_TYPE: PROTOBUF.content_type, hdrs.SERVER: SERVER_NAME}
     return web.Response(status=status, body=body, headers=headers)
 

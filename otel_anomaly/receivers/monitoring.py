@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
@@ -31,6 +32,12 @@ LINE_BYTES_MAX: Final = 4096
 PAGES: Final = PerClientConfig(requests_per_second=10, burst=50)
 """Of one address; more have to wait. To write all metrics takes 5 ms, in which no span comes in."""
 
+WAITERS_MAX: Final = 64
+WAITERS_OF_CLIENT_MAX: Final = 8
+"""Requests that wait, at the most; one more is told to come again. A request outlives a connection
+that is closed meanwhile, so that the bound on connections is none on these."""
+WAIT_S: Final = 1
+
 
 class Monitoring:
     """Answers GET and HEAD. Alive: the event loop turns. Ready: the doors are open."""
@@ -45,6 +52,8 @@ class Monitoring:
     ) -> None:
         """Without a clock nobody has to wait, however often he asks."""
         self._rates = ClientRates(PAGES, clock) if clock is not None else None
+        self._waiters = Counter[str]()
+        """By client; no entry is 0."""
         self._telemetry = telemetry
         self._health = health
         self._ready = ready
@@ -84,13 +93,35 @@ class Monitoring:
             return web.Response(
                 status=405, text="GET and HEAD only\n", headers={hdrs.ALLOW: "GET, HEAD"}
             )
-        if self._rates is not None:
-            client: str = request.protocol.client  # type: ignore[attr-defined] # A Connection's.
-            while wait_s := self._rates.wait_s(client):  # noqa: ASYNC110 - others take from it too.
-                await asyncio.sleep(wait_s)
-        response = page()
+        refusal = await self._turn(request) if self._rates is not None else None
+        response = page() if refusal is None else refusal
         response.headers[hdrs.CACHE_CONTROL] = "no-store"
         return response
+
+    async def _turn(self, request: web.BaseRequest) -> web.Response | None:
+        """Wait until the client may have a page. Returns the answer when it gets none."""
+        assert self._rates is not None
+        client: str = request.protocol.client  # type: ignore[attr-defined] # A Connection's.
+        wait_s = self._rates.wait_s(client)
+        if not wait_s:
+            return None
+        waiters = self._waiters
+        if waiters[client] >= WAITERS_OF_CLIENT_MAX or waiters.total() >= WAITERS_MAX:
+            return web.Response(
+                status=429, text="too many requests\n", headers={hdrs.RETRY_AFTER: str(WAIT_S)}
+            )
+        waiters[client] += 1
+        try:
+            while wait_s:
+                await asyncio.sleep(wait_s)
+                if request.transport is None:
+                    return web.Response(status=400)  # Gone: nobody reads it, no page is made.
+                wait_s = self._rates.wait_s(client)
+        finally:
+            waiters[client] -= 1
+            if not waiters[client]:
+                del waiters[client]
+        return None
 
     def _metrics(self) -> web.Response:
         return web.Response(
