@@ -250,7 +250,7 @@ class HttpReceiverConfig(_DoorConfig):
     max_request_body_size: Annotated[Size, Field(gt=0, le=GIB)] = 64 * MIB
     """Largest request body, also after decompression."""
     max_header_size: Annotated[Size, Field(ge=KIB, le=MIB)] = 8 * KIB
-    """Longest request line or header; there may be 128 headers."""
+    """Longest request line or header; there may be 128 headers, together twice that."""
     read_header_timeout: Annotated[Duration, Field(gt=0)] = 10 * SECOND_NS
     """Time for the headers of a request to arrive, and for the TLS handshake."""
     read_timeout: Annotated[Duration, Field(gt=0)] = 60 * SECOND_NS

@@ -30,7 +30,7 @@ from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.listener import Listener
 from otel_anomaly.receivers.looping import LoopGuard
-from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure
+from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure, watch_of
 from otel_anomaly.receivers.sockets import allow_many_files, connection_shares
 from otel_anomaly.receivers.status import (
     HTTP_STATUS,
@@ -136,12 +136,13 @@ class HttpReceiver:
             Certificates or credentials cannot be used. The message names the file.
         """
         config = self._config
+        watch = watch_of(config)
         context, self._gate.credentials = read_files(config, server_context)
         self._set_limits(config)
         await self._listener.start(context)
         if self.port:
             self._shaking.start(self.port)
-        await self._files.start(config)
+        await self._files.start(config, watch)
         warn_of_exposure("http", config)
 
     async def reconfigure(self, config: HttpReceiverConfig) -> None:
@@ -154,6 +155,7 @@ class HttpReceiver:
         """
         if config.endpoint != self._config.endpoint:
             raise ValueError("another endpoint needs a restart")
+        watch = watch_of(config)
         context, credentials = read_files(config, server_context)
         self._set_limits(config)  # Before the context: its handshakes have the new time.
         if config.tls is not None or self._config.tls is not None:
@@ -161,7 +163,7 @@ class HttpReceiver:
         warn_of_exposure("http", config, self._config)
         self._gate.credentials = credentials
         self._config = config
-        await self._files.start(config)
+        await self._files.start(config, watch)
 
     async def _read_files(self) -> None:
         """Certificates and credentials anew, both or neither. Raises ValueError."""

@@ -115,7 +115,7 @@ class FileReload:
         self._look_s = LOOK_S
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, config: DoorConfig, watch: FileWatch | None = None) -> None:
+    async def start(self, config: DoorConfig, watch: FileWatch) -> None:
         """Watch the files of `config` from now on.
 
         `watch` is `watch_of(config)` from before they were read: what has changed since is seen.
@@ -124,7 +124,7 @@ class FileReload:
         self.problem = None
         if not files_of(config):
             return
-        self._watch = watch or watch_of(config)
+        self._watch = watch
         self._look_s = config.tls.reload_interval / 1e9 if config.tls is not None else LOOK_S
         self._task = asyncio.create_task(self._look_forever())
 
