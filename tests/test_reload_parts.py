@@ -125,6 +125,52 @@ def test_an_exchange_under_way() -> None:
     play(story())
 
 
+class Serial(Slow):
+    """Opens by itself when it is closed, and takes a second to close, as an exporter of files."""
+
+    serial = True
+    closed = False
+
+    async def send(self, body: bytes, signal: Signal, items: int) -> SendResult:
+        if self.closed:
+            await self.start()
+        self.closed = False
+        return await super().send(body, signal, items)
+
+    async def close(self) -> None:
+        await super().close()
+        await asyncio.sleep(1)
+        self.closed = True
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.5])
+def test_an_exchange_that_is_broken_off(after_s: float) -> None:
+    """
+    Scenario: an exporter of which there may be one only is about to be exchanged; while it ends
+    what is under way, or closes, that is broken off: the service stops.
+    Guarantees: it goes on with what the queue still holds, and nothing is dropped.
+    """
+
+    async def story() -> None:
+        log: list[str] = []
+        swapping = Swapping(Serial("a", log))
+        queue = SendQueue("next", swapping, section(1), Telemetry(), lambda: 0.5)
+        await queue.start()
+        give(queue, 3)
+        await asyncio.sleep(0.1)
+        task = asyncio.create_task(swapping.try_next(Serial("b", log)))
+        await asyncio.sleep(after_s)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert await queue.stop(60) == 0
+        assert log.count("a sent") == 3
+        assert not [line for line in log if line.startswith("b")]
+        assert log[-1] == "a closes"
+
+    play(story())
+
+
 def test_new_certificates_under_the_same_name(tmp_path: Path) -> None:
     """
     Scenario: the file of an authority says something else, is gone, is as it was.

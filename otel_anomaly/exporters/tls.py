@@ -32,7 +32,9 @@ def client_context(config: TlsClientConfig) -> ssl.SSLContext:
         raise OSError(f"tls.ca_file {config.ca_file!r}: {error}") from error
     if config.cert_file is not None:
         try:
-            context.load_cert_chain(config.cert_file, config.key_file)
+            # An encrypted key would ask for its password at the terminal, and all would wait: an
+            # empty one fails instead.
+            context.load_cert_chain(config.cert_file, config.key_file, password=lambda: b"")
         except OSError as error:
             files = f"tls.cert_file {config.cert_file!r}, tls.key_file {config.key_file!r}"
             raise OSError(f"{files}: {error}") from error
