@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from otel_anomaly.config import GrpcReceiverConfig
     from otel_anomaly.handoff import Admit, Clock, Consume
+    from otel_anomaly.receivers.credentials import Credentials
     from otel_anomaly.telemetry import Telemetry
 
 SERVICES: Final = {
@@ -155,20 +156,34 @@ class GrpcReceiver:
         is_mutual = config.tls.client_ca_file is not None
         return int(server.add_secure_port(target, self._certificate.credentials(is_mutual)))
 
-    async def reconfigure(self, config: GrpcReceiverConfig) -> None:
-        """Other limits, certificates, credentials; the port stays open.
+    @property
+    def shown(self) -> tuple[PemFiles | None, Credentials | None]:
+        """The certificates and credentials in use, for `reconfigure` to go back to."""
+        return self._certificate.pem, self._gate.credentials
+
+    def read(self, config: GrpcReceiverConfig) -> tuple[PemFiles | None, Credentials | None]:
+        """Those of another configuration. Raises ValueError as `reconfigure`."""
+        if config.endpoint != self._config.endpoint:
+            raise ValueError("another endpoint needs a restart")
+        if _fixed(config) != _fixed(self._config) and unix_path(config.endpoint) is not None:
+            raise ValueError("limits of a unix socket need a restart")
+        return read_files(config, pem_files)
+
+    async def reconfigure(
+        self,
+        config: GrpcReceiverConfig,
+        shown: tuple[PemFiles | None, Credentials | None] | None = None,
+    ) -> None:
+        """Other limits, certificates, credentials, which are read now unless they are given; the
+        port stays open.
 
         Raises
         ------
         ValueError
             What cannot be used, or needs a restart. Nothing has changed then.
         """
-        if config.endpoint != self._config.endpoint:
-            raise ValueError("another endpoint needs a restart")
-        pem, credentials = read_files(config, pem_files)
+        pem, credentials = shown or self.read(config)
         if _fixed(config) != _fixed(self._config):
-            if unix_path(config.endpoint) is not None:
-                raise ValueError("limits of a unix socket need a restart")
             await self._replace(config, pem)
         self._certificate.use(pem)
         warn_of_exposure("grpc", config, self._config)

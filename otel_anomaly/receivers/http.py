@@ -44,6 +44,7 @@ from otel_anomaly.receivers.status import (
 from otel_anomaly.receivers.unfinished import Refused
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from aiohttp.abc import AbstractStreamWriter
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from otel_anomaly.config import HttpReceiverConfig
     from otel_anomaly.handoff import Admit, Clock, Consume
+    from otel_anomaly.receivers.credentials import Credentials
     from otel_anomaly.telemetry import Telemetry
 
 PATHS: Final = {f"/v1/{signal.value}": signal for signal in Signal}
@@ -106,6 +108,7 @@ class HttpReceiver:
         self._accepted = {media: _Accepted(media, clock) for media in MEDIA.values()}
         self._config = config
         self._gate = Gate(admit, clock)
+        self._context: ssl.SSLContext | None = None
         self._cors: Cors | None = None
         self._bodies = BodyReader(config.max_request_body_size, config.read_timeout / 1e9)
         telemetry.unfinished_bytes.labels("http").set_function(lambda: self._bodies.held)
@@ -136,27 +139,42 @@ class HttpReceiver:
             Certificates or credentials cannot be used. The message names the file.
         """
         config = self._config
-        context, self._gate.credentials = read_files(config, server_context)
+        self._context, self._gate.credentials = read_files(config, server_context)
         self._set_limits(config)
-        await self._listener.start(context)
+        await self._listener.start(self._context)
         if self.port:
             self._shaking.start(self.port)
         await self._files.start(config)
         warn_of_exposure("http", config)
 
-    async def reconfigure(self, config: HttpReceiverConfig) -> None:
-        """Other limits, certificates, credentials; the port stays open.
+    @property
+    def shown(self) -> tuple[ssl.SSLContext | None, Credentials | None]:
+        """The certificates and credentials in use, for `reconfigure` to go back to."""
+        return self._context, self._gate.credentials
+
+    def read(self, config: HttpReceiverConfig) -> tuple[ssl.SSLContext | None, Credentials | None]:
+        """Those of another configuration. Raises ValueError as `reconfigure`."""
+        if config.endpoint != self._config.endpoint:
+            raise ValueError("another endpoint needs a restart")
+        return read_files(config, server_context)
+
+    async def reconfigure(
+        self,
+        config: HttpReceiverConfig,
+        shown: tuple[ssl.SSLContext | None, Credentials | None] | None = None,
+    ) -> None:
+        """Other limits, certificates, credentials, which are read now unless they are given; the
+        port stays open.
 
         Raises
         ------
         ValueError
             What cannot be used, or needs a restart. Nothing has changed then.
         """
-        if config.endpoint != self._config.endpoint:
-            raise ValueError("another endpoint needs a restart")
-        context, credentials = read_files(config, server_context)
+        context, credentials = shown or self.read(config)
         if config.tls is not None or self._config.tls is not None:
             await self._listener.use_tls(context)
+        self._context = context
         warn_of_exposure("http", config, self._config)
         self._gate.credentials = credentials
         self._config = config
@@ -168,7 +186,7 @@ class HttpReceiver:
         context, credentials = read_files(self._config, server_context)
         if context is not None:
             await self._listener.use_tls(context)
-        self._gate.credentials = credentials
+        self._context, self._gate.credentials = context, credentials
 
     def _set_limits(self, config: HttpReceiverConfig) -> None:
         self._cors = Cors(config.cors) if config.cors is not None else None
