@@ -99,7 +99,7 @@ class Doors:
                 raise ValueError(f"{key}: a door cannot be made at run time: needs a restart")
             if door is None or section is None:
                 continue
-            if not hasattr(door, "reconfigure"):
+            if door is self.monitoring:
                 if former != section:
                     raise ValueError(f"{key}: cannot change at run time: needs a restart")
                 continue
