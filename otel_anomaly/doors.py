@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_anomaly.handoff import Admit, admit_all
@@ -88,22 +87,29 @@ class Doors:
     async def reconfigure(self, old: Config, new: Config, undo: AsyncExitStack) -> None:
         """Go over to other limits; `undo` goes back. Raises ValueError naming what needs a restart.
 
-        Called also when nothing has changed: files that are named may hold other certificates.
+        Called also when nothing has changed: files that are named may hold other certificates. What
+        any door needs is read before one changes, and the way back needs no file: those of before
+        may be gone.
         """
-        for key, door, section in _parts(self, new):
-            former = next(part for other, _, part in _parts(self, old) if other == key)
+        changes = []
+        for (key, door, section), (_, _, former) in zip(
+            _parts(self, new), _parts(self, old), strict=True
+        ):
             if (former is None) != (section is None):
                 raise ValueError(f"{key}: a door cannot be made at run time: needs a restart")
             if door is None or section is None:
                 continue
-            change = getattr(door, "reconfigure", None)
-            if change is None:
+            if door is self.monitoring:
                 if former != section:
                     raise ValueError(f"{key}: cannot change at run time: needs a restart")
                 continue
             with _naming(key, OSError, ValueError):
-                await _done(change(section))
-            undo.push_async_callback(_back, change, former)
+                changes.append((key, door, former, section, door.read(section)))
+        for key, door, former, section, read in changes:
+            shown = door.shown
+            with _naming(key, OSError, ValueError):
+                await door.reconfigure(section, read)
+            undo.push_async_callback(door.reconfigure, former, shown)
         undo.callback(setattr, self, "_config", self._config)
         self._config = new
 
@@ -148,14 +154,3 @@ def _parts(doors: Doors, config: Config) -> list[tuple[str, Any, Any]]:
         ("receivers.otlp.protocols.http", doors.http, protocols.http),
         ("telemetry.metrics", doors.monitoring, config.telemetry.metrics),
     ]
-
-
-async def _done(result: object) -> None:
-    """Wait for what a door does, if it takes its time."""
-    if isinstance(result, Awaitable):
-        await result
-
-
-async def _back(change: Callable[[Any], object], section: object) -> None:
-    """Go back to limits that were in force a moment ago."""
-    await _done(change(section))

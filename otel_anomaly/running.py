@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from otel_anomaly import __version__
-from otel_anomaly.config import SECOND_NS
 from otel_anomaly.directory_lock import DirectoryLock
 from otel_anomaly.kernels import cache_is_warm, signed
 from otel_anomaly.last_resort import LastResort
@@ -101,7 +100,7 @@ async def _serve(config: Config, source: Readable | None, last_resort: LastResor
     say(_welcome(service, clock.monotonic() - started))
     await stop.wait()
     say("stopping: no new requests, delivering what is held ...")
-    limit_s = config.service.drain_timeout / SECOND_NS + STOP_S
+    limit_s = service.drain_timeout_s + STOP_S  # Of now: a reload may have changed it.
     forced = "stopped by force: something does not end\n"
     last_resort.arm(limit_s, EXIT_BY_FORCE, lambda: forced + _last_words(service))
     await service.stop()

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, TextIO
 
 from otel_anomaly import __version__
-from otel_anomaly.config import Config, config_hash
+from otel_anomaly.config import SECOND_NS, Config, config_hash
 from otel_anomaly.doors import Doors
 from otel_anomaly.episodes import EpisodeBook, read_pages
 from otel_anomaly.exporters import Exchange, Makers
@@ -292,6 +292,11 @@ class Service:
         """The exporters in use."""
         return list(self._config.exporters)
 
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long a stop that begins now delivers what is held."""
+        return self._config.service.drain_timeout / SECOND_NS
+
     def places(self) -> dict[str, str]:
         """What listens where."""
         return self.doors.places()
@@ -301,7 +306,7 @@ class Service:
 
         What the doors and the snapshot take of the drain timeout, the queues do not have.
         """
-        drain_s, loop = self._config.service.drain_timeout / 1e9, asyncio.get_running_loop()
+        drain_s, loop = self.drain_timeout_s, asyncio.get_running_loop()
         deadline_s = loop.time() + drain_s
         self.is_ready = False
         self.telemetry.ready.set(0)

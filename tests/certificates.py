@@ -31,3 +31,11 @@ def make_certificates(directory: Path) -> Certificates:
     command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     subprocess.run(command, check=True, capture_output=True)
     return Certificates(cert, cert, key)
+
+
+def lock(key: Path, password: str) -> Path:
+    """The same key, to be opened with a password."""
+    locked = key.with_name("locked.pem")
+    command = ["openssl", "pkcs8", "-topk8", "-in", str(key), "-out", str(locked)]
+    subprocess.run([*command, "-passout", f"pass:{password}"], check=True, capture_output=True)
+    return locked

@@ -7,16 +7,21 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from otel_anomaly.config import MIB, SECOND_NS
 from otel_anomaly.exporters import Fanout
 from otel_anomaly.exporters import fanout as fanout_module
 from otel_anomaly.exporters.contract import SENT, Kind, SendResult, rejected, retry, too_large
+from otel_anomaly.exporters.queue import INT64_MAX
+from otel_anomaly.exporters.splitting import Splitting
 from otel_anomaly.handoff import Outcome, Payload, Reply, Signal
+from otel_anomaly.receivers.status import partial_success, partial_success_as_json
 from otel_anomaly.telemetry import Telemetry
 from tests.disk_world import SimDisk
 from tests.exporters_world import Books, ScriptedExporter, queue_of
 from tests.test_exporters_disk import Rig, record
+from tests.test_exporters_splitting import spans_of
 from tests.virtual_time import play
 
 if TYPE_CHECKING:
@@ -212,6 +217,58 @@ def test_merged_requests_share_a_fate() -> None:
         ]
 
     bench.play(scenario)
+
+
+def test_nobody_hears_of_more_than_he_sent() -> None:
+    """
+    Scenario: requests of two, no and three spans are merged; the next hop says that it did not
+    keep one span, then nine, then less than none.
+    Guarantees: each client hears of at most its own spans, and of none without a word.
+    """
+    for told, expected in ((1, [1, 0, 1]), (9, [2, 0, 3]), (-7, [0, 0, 0])):
+        bench = Bench(SendResult(Kind.SENT, "too old", rejected=told))
+
+        async def scenario(bench: Bench = bench, expected: list[int] = expected) -> None:
+            replies = await asyncio.gather(*[
+                bench.send(letter * 300, items)
+                for letter, items in ((b"a", 2), (b"b", 0), (b"c", 3))
+            ])  # fmt: skip
+            assert [reply.rejected for reply in replies] == expected
+            assert [reply.message for reply in replies] == ["too old" * bool(n) for n in expected]
+            assert len(bench.hops[0].attempts) == 1
+
+        bench.play(scenario)
+
+
+@pytest.mark.parametrize("signal", list(Signal))
+def test_a_number_that_no_answer_can_say(signal: Signal) -> None:
+    """
+    Scenario: a request goes in three pieces, of which the next hop says that it did not keep the
+    largest number there is, less than nothing, and one.
+    Guarantees: both transports can tell the client; spans and records are those of the pieces.
+    """
+    hop = ScriptedExporter()
+    told = iter([(1 << 63) - 1, -(1 << 63), 1])
+    hop.judge = lambda _: SendResult(Kind.SENT, "too old", rejected=next(told))  # type: ignore[misc]
+    queue = queue_of(Splitting(hop, 450), Telemetry(), name="0")
+    fanout = Fanout([queue], "sent")
+    body = spans_of(5)
+
+    async def scenario() -> Reply:
+        await fanout.start()
+        assert fanout.reserve(len(body)) is Outcome.ACCEPTED
+        items = 5 if signal is Signal.TRACES else 1
+        answer = fanout.commit(Payload(body, signal, items), len(body))
+        assert answer is not None
+        reply = await answer
+        await fanout.stop(0)
+        return reply
+
+    reply = play(scenario())
+    assert reply.rejected == (INT64_MAX if signal is Signal.METRICS else 3)
+    response = ExportTraceServiceResponse.FromString(partial_success(reply))
+    assert response.partial_success.rejected_spans == reply.rejected
+    assert str(reply.rejected).encode() in partial_success_as_json(reply, signal)
 
 
 def test_no_required_exporter_nothing_to_wait_for() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ssl
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +21,7 @@ from otel_anomaly.exporters.contract import SENT, Kind, SendResult
 from otel_anomaly.exporters.http import INLINE_BYTES_MAX, PLAIN_BYTES_MAX, HttpExporter
 from otel_anomaly.exporters.response import RESPONSE_BYTES_MAX
 from otel_anomaly.handoff import Signal
-from tests.certificates import Certificates, make_certificates
+from tests.certificates import Certificates, lock, make_certificates
 from tests.exporters_world import FixedClock
 
 if TYPE_CHECKING:
@@ -376,6 +378,33 @@ def test_a_bad_certificate_is_told_at_start(tmp_path: Path) -> None:
         asyncio.run(main())
 
 
+def test_a_key_with_a_password_is_refused(tmp_path: Path) -> None:
+    """
+    Scenario: the client key is locked with a password.
+    Guarantees: start fails, names the file and says why; nobody is asked at the terminal.
+    """
+    files = make_certificates(tmp_path)
+    keys = {"cert_file": str(files.cert), "key_file": str(lock(files.key, "s3cret"))}
+    asked = (
+        "import sys\n"
+        "from otel_anomaly.config.exporters import TlsClientConfig\n"
+        "from otel_anomaly.exporters.tls import client_context\n"
+        "client_context(TlsClientConfig(cert_file=sys.argv[1], key_file=sys.argv[2]))\n"
+    )
+    # A process of its own: it has no terminal, whoever runs the tests may have one.
+    done = subprocess.run(
+        [sys.executable, "-c", asked, *keys.values()],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    assert "locked.pem" in done.stderr
+    assert "with a password" in done.stderr
+    assert "Enter PEM" not in done.stdout + done.stderr
+
+
 def test_headers_that_are_ours() -> None:
     """
     Scenario: a user's header that the exporter sets itself.
@@ -404,3 +433,39 @@ def test_headers_are_not_repeated() -> None:
         assert "invalid" in result.message
         assert "k3y" not in result.message
         assert said in send_once(hop, Signal.LOGS).message
+
+
+@pytest.mark.parametrize(
+    ("user", "headers"),
+    [
+        ("alice:s3cr%40t0p%2Bw0rd@", {}),
+        ("", {"Authorization": "Basic YWxpY2U6czNjckB0MHArdzByZA=="}),
+        ("", {"authorization": "basic  YWxpY2U6czNjckB0MHArdzByZA=="}),
+    ],
+)
+def test_credentials_are_not_repeated(user: str, headers: dict[str, str]) -> None:
+    """
+    Scenario: a user and a password stand in the URL, or encoded in a header; the next hop quotes
+    them as they were written, decoded, and as they were sent.
+    Guarantees: a star for each; the name of the host stays.
+    """
+    said = f"'alice' s3cr@t0p+w0rd {user} Basic YWxpY2U6czNjckB0MHArdzByZA== at localhost"
+    refusal = Status(message=said).SerializeToString()
+    seen: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        seen.append(request.headers["Authorization"].split()[-1])
+        return web.Response(status=401, body=refusal, content_type="application/x-protobuf")
+
+    async def main() -> str:
+        async with serving(Hop(answer)) as port:
+            endpoint = f"http://{user}127.0.0.1:{port}"
+            async with exporting(port, endpoint=endpoint, headers=headers) as exporter:
+                return (await exporter.send(b"", Signal.TRACES, 1)).message
+
+    said = asyncio.run(main())
+    assert seen == ["YWxpY2U6czNjckB0MHArdzByZA=="]
+    for secret in ("alice", "s3cr", "t0p", "w0rd", "YWxpY2"):
+        assert secret not in said
+    assert said.startswith("status 401 '*' ")
+    assert said.endswith(" at localhost")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from otel_anomaly.handoff import Payload, Signal
 from otel_anomaly.sinks import AuditSink, verify
 from otel_anomaly.sinks.queue import SinkWorker
 from otel_anomaly.telemetry import Telemetry
+from tests.certificates import make_certificates
 from tests.door_rigs import until
 from tests.reload_rigs import QUICK, reloading
 from tests.service_rigs import calls
@@ -25,6 +27,8 @@ from tests.virtual_time import play
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+PAIR = ("cert_file", "key_file")
 
 
 class Slow:
@@ -121,6 +125,52 @@ def test_an_exchange_under_way() -> None:
             "b closes",
             "c closes",
         ]
+
+    play(story())
+
+
+class Serial(Slow):
+    """Opens by itself when it is closed, and takes a second to close, as an exporter of files."""
+
+    serial = True
+    closed = False
+
+    async def send(self, body: bytes, signal: Signal, items: int) -> SendResult:
+        if self.closed:
+            await self.start()
+        self.closed = False
+        return await super().send(body, signal, items)
+
+    async def close(self) -> None:
+        await super().close()
+        await asyncio.sleep(1)
+        self.closed = True
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.5])
+def test_an_exchange_that_is_broken_off(after_s: float) -> None:
+    """
+    Scenario: an exporter of which there may be one only is about to be exchanged; while it ends
+    what is under way, or closes, that is broken off: the service stops.
+    Guarantees: it goes on with what the queue still holds, and nothing is dropped.
+    """
+
+    async def story() -> None:
+        log: list[str] = []
+        swapping = Swapping(Serial("a", log))
+        queue = SendQueue("next", swapping, section(1), Telemetry(), lambda: 0.5)
+        await queue.start()
+        give(queue, 3)
+        await asyncio.sleep(0.1)
+        task = asyncio.create_task(swapping.try_next(Serial("b", log)))
+        await asyncio.sleep(after_s)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+        assert await queue.stop(60) == 0
+        assert log.count("a sent") == 3
+        assert not [line for line in log if line.startswith("b")]
+        assert log[-1] == "a closes"
 
     play(story())
 
@@ -257,5 +307,67 @@ def test_back_to_a_trail_that_is_closing(tmp_path: Path, monkeypatch: pytest.Mon
             assert await rig.reload() == "applied"
         assert verify(tmp_path / "audit.jsonl").ok
         assert verify(tmp_path / "other.jsonl").ok
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("wrong", ["missing", "gone at the last moment", "a limit"])
+def test_doors_change_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """
+    Scenario: one reload moves the certificates and tokens of both doors to other files; those of
+    before are gone by now. The second door cannot follow: a file of its own is missing, or a socket
+    for it, or the pages would need a restart.
+    Guarantees: refused, with the key of what is wrong; both doors show what they showed before and
+    let in who was let in, and go on like that after the next reload that works.
+    """
+    files = make_certificates(tmp_path)
+    for number in (1, 2):
+        (tmp_path / f"cert{number}.pem").write_text(files.cert.read_text() + "\n" * number)
+        shutil.copy(files.key, tmp_path / f"key{number}.pem")
+        (tmp_path / f"tokens{number}").write_text(f"token-{number}-of-the-doors\n")
+
+    def protocols(grpc: int, http: int, **more: Any) -> dict[str, Any]:
+        def door(number: int) -> dict[str, Any]:
+            pair = {key: str(tmp_path / f"{key[:-5]}{number}.pem") for key in PAIR}
+            auth = {"bearer": {"filename": str(tmp_path / f"tokens{number}")}}
+            return {"endpoint": "127.0.0.1:0", "tls": pair, "auth": auth}
+
+        doors = {"grpc": door(grpc), "http": door(http)}
+        return {"receivers": {"otlp": {"protocols": doors}}, **more}
+
+    def remove_former() -> None:
+        for file in tmp_path.glob("*1*"):
+            file.unlink()
+
+    async def story() -> None:
+        async with reloading(tmp_path, **protocols(1, 1)) as rig:
+            doors = rig.at.service.doors
+            assert doors.grpc is not None
+            assert doors.http is not None
+            pem, grpc_known = doors.grpc._certificate.pem, doors.grpc._gate.credentials
+            http_known = doors.http._gate.credentials
+            remove_former()
+
+            async def no_socket(_: object) -> None:
+                raise OSError("too many open files")
+
+            key, change = "protocols.http", protocols(2, 3)
+            if wrong == "gone at the last moment":
+                monkeypatch.setattr(doors.http._listener, "use_tls", no_socket)
+                change = protocols(2, 2)
+            elif wrong == "a limit":
+                key = "telemetry.metrics"
+                change = protocols(2, 2, telemetry={"metrics": {"endpoint": "127.0.0.2:0"}})
+            assert await rig.reload(**change) == "refused"
+            assert key in rig.at.service.health()["problems"]["configuration"]
+            assert doors.grpc._certificate.pem == pem
+            assert doors.grpc._gate.credentials is grpc_known
+            assert doors.http._gate.credentials is http_known
+            monkeypatch.undo()
+            assert await rig.reload(**protocols(2, 2)) == "applied"
+            assert doors.grpc._certificate.pem != pem
+            assert doors.http._gate.credentials is not http_known
 
     asyncio.run(story())

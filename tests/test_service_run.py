@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_anomaly import __version__, running, service
+from otel_anomaly.config import SECOND_NS
 from otel_anomaly.last_resort import LastResort
 from tests.door_rigs import NOW_NS
 from tests.service_rigs import config_in
@@ -153,6 +154,34 @@ def test_run_until_a_signal(
     assert stopping == "stopping: no new requests, delivering what is held ..."
     assert stopped == "stopped: file: accepted 0 spans = sent 0 + held 0 + dropped 0"
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.usefixtures("_handlers_come_back")
+def test_a_longer_drain_is_not_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: a reload gives the drain ten minutes more than it had at the start; then a stop.
+    Guarantees: force is used when the drain that is in force, and all else, had their time.
+    """
+    config = config_in(tmp_path)
+    drain_s = config.service.drain_timeout // SECOND_NS + 600
+    limits: list[float] = []
+
+    class Reloaded(service.Service):
+        async def start(self) -> None:
+            await super().start()
+            longer = {"drain_timeout": drain_s * SECOND_NS}
+            change = {"service": config.service.model_copy(update=longer)}
+            assert await self.reconfigure(config.model_copy(update=change))
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+
+    def arm(_: LastResort, limit_s: float, *_more: object) -> None:
+        limits.append(limit_s)
+
+    monkeypatch.setattr(running, "cache_is_warm", lambda: True)
+    monkeypatch.setattr(running, "Service", Reloaded)
+    monkeypatch.setattr(LastResort, "arm", arm)
+    assert running.run(config) == 0
+    assert limits == [drain_s + running.STOP_S]
 
 
 class _Gone:

@@ -10,10 +10,12 @@ same holds for the headers it was sent, among which are credentials: "invalid AP
 from __future__ import annotations
 
 import re
+from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from otel_anomaly.exporters.contract import SendResult
 
@@ -62,9 +64,37 @@ def without_echo(message: str, body: bytes) -> str:
     return _WORD.sub(kept, message)
 
 
-def told_by(headers: Mapping[str, str]) -> bytes:
-    """What a next hop gets to know by headers, for `without_headers`."""
-    return "\n".join(headers.values()).encode()
+def told_by(headers: Mapping[str, str], urls: Iterable[str] = ()) -> bytes:
+    """What a next hop gets to know by headers, for `without_headers`.
+
+    A user and a password are told encoded, but whoever decodes them can quote them. Those of a URL
+    are told by a header as well.
+    """
+    told = [value.encode() for value in headers.values()]
+    for value in headers.values():
+        scheme, _, encoded = value.partition(" ")
+        if scheme.lower() == "basic":
+            told += _both(_decoded(encoded))
+    for url in urls:
+        written = urlsplit(url).netloc.rpartition("@")[0]
+        user, _, password = written.partition(":")
+        meant = f"{unquote(user)}:{unquote(password)}"
+        sent = [b64encode(meant.encode(name, "replace")) for name in ("latin-1", "utf-8")]
+        told += [written.encode(), meant.encode(), *sent] if written else []
+    return b"\n".join(told)
+
+
+def _decoded(encoded: str) -> bytes:
+    """What stands in base64; nothing when it is none."""
+    try:
+        return b64decode(encoded)
+    except ValueError:
+        return b""
+
+
+def _both(text: bytes) -> tuple[bytes, bytes]:
+    """UTF-8 of a text that may be in Latin-1, as nobody says which of both it is."""
+    return text, text.decode("latin-1").encode()
 
 
 def without_headers(result: SendResult, told: bytes) -> SendResult:

@@ -90,7 +90,7 @@ class HttpExporter:
             INSTANCE_HEADER: INSTANCE,
             "Content-Type": CONTENT_TYPE[config.encoding],
         }
-        self._told = told_by(config.headers)
+        self._told = told_by(config.headers, urls.values())
         self._compress = COMPRESS[config.compression]
         if self._compress is not None:
             self._headers["Content-Encoding"] = config.compression

@@ -53,6 +53,8 @@ RATE_MEMORY_S = 10.0
 ROOM_SHARE = 1 / 8
 """A client is asked to come back when this share of the queue should be free."""
 
+INT64_MAX = (1 << 63) - 1
+"""The most items that a partial success can name."""
 
 FRESH, BACKLOG = 0, 1
 """Lanes: what came in lately, and what is read from the disk again."""
@@ -105,6 +107,19 @@ class Group:
         for part in self.parts:
             if part.answer is not None:
                 part.answer.tell(reply)
+
+    def tell_taken(self, left_out: int, message: str) -> None:
+        """The same when it was taken over but for `left_out` items, as the next hop says.
+
+        The number is of the whole group and comes from outside: nobody hears of more items than
+        his own, as far as they are counted, nor of more than an answer can say.
+        """
+        for part in self.parts:
+            if part.answer is not None:
+                most = part.payload.items if self.signal is Signal.TRACES else INT64_MAX
+                own = min(left_out, most)
+                # Only with a loss: a warning without one would be logged for each request.
+                part.answer.tell(Reply(Outcome.ACCEPTED, message if own else "", rejected=own))
 
 
 class Lanes(asyncio.Queue[Group]):
@@ -433,9 +448,7 @@ class SendQueue:
         elif result.message:
             self._notices.lost("taken by the next hop", result.message, self._loop.time())
         left_out = max(result.rejected, 0) + sum(items for _, items in result.losses)
-        # Only with a loss: a warning without one would be logged by clients for each request.
-        message = result.message if left_out else ""
-        group.tell(Reply(Outcome.ACCEPTED, message, rejected=left_out))
+        group.tell_taken(left_out, result.message)
         self._leave(group)
 
     def _refused(self, group: Group, result: SendResult) -> None:

@@ -285,7 +285,10 @@ class Splitting:
                 self._remember(key, _Progress(done, rejected, losses))
                 return result
             if result.kind is Kind.SENT:
-                rejected += result.rejected
+                # From outside: no piece loses less than nothing, nor more than is in it. A metric
+                # is many data points; how many is not counted here.
+                most = result.rejected if signal is Signal.METRICS else count
+                rejected += max(min(result.rejected, most), 0)
             else:
                 losses[result.kind.value] = losses.get(result.kind.value, 0) + count
             done += 1

@@ -93,12 +93,12 @@ class Swapping:
         assert exporter.serial == self.serial
         assert self._next is None
         assert self._current is not None
-        if self.serial:
-            self._open.clear()
-            await self._current.close()
         try:
+            if self.serial:
+                self._open.clear()
+                await self._current.close()
             await exporter.start()
-        except BaseException:
+        except BaseException:  # A stop breaks it off: the one before goes on, see above.
             self._open.set()
             raise
         self._next = _InUse(exporter)

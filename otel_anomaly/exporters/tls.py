@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,11 +33,21 @@ def client_context(config: TlsClientConfig) -> ssl.SSLContext:
         raise OSError(f"tls.ca_file {config.ca_file!r}: {error}") from error
     if config.cert_file is not None:
         try:
-            context.load_cert_chain(config.cert_file, config.key_file)
+            # An encrypted key would ask for its password at the terminal, and all would wait: an
+            # empty one fails instead.
+            context.load_cert_chain(config.cert_file, config.key_file, password=lambda: b"")
         except OSError as error:
             files = f"tls.cert_file {config.cert_file!r}, tls.key_file {config.key_file!r}"
-            raise OSError(f"{files}: {error}") from error
+            raise OSError(f"{files}: {error}{_why(config.key_file)}") from error
     return context
+
+
+def _why(key_file: str | None) -> str:
+    """What OpenSSL does not say of a key that needs a password."""
+    with contextlib.suppress(OSError):
+        if b"ENCRYPTED" in (_read(key_file) or b""):
+            return "; a key with a password cannot be used"
+    return ""
 
 
 def pem_files(config: TlsClientConfig) -> PemFiles:

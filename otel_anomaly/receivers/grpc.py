@@ -31,7 +31,7 @@ from otel_anomaly.receivers.grpc_bodies import GrpcBodies
 from otel_anomaly.receivers.health import Health
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.looping import LoopGuard
-from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure, watch_of
+from otel_anomaly.receivers.reloading import FileReload, Shown, read_files, warn_of_exposure
 from otel_anomaly.receivers.sockets import (
     allow_many_files,
     check_free,
@@ -122,8 +122,7 @@ class GrpcReceiver:
             Certificates or credentials cannot be used. The message names the file.
         """
         config = self._config
-        watch = watch_of(config)
-        pem, self._gate.credentials = read_files(config, pem_files)
+        pem, self._gate.credentials, watch = read_files(config, pem_files)
         self._gate.limit_clients(config.per_client)
         self._certificate.use(pem)
         await self.set_serving(serving=False)
@@ -156,21 +155,34 @@ class GrpcReceiver:
         is_mutual = config.tls.client_ca_file is not None
         return int(server.add_secure_port(target, self._certificate.credentials(is_mutual)))
 
-    async def reconfigure(self, config: GrpcReceiverConfig) -> None:
-        """Other limits, certificates, credentials; the port stays open.
+    @property
+    def shown(self) -> Shown[PemFiles]:
+        """The certificates and credentials in use, for `reconfigure` to go back to."""
+        return Shown(self._certificate.pem, self._gate.credentials, self._files.watch)
+
+    def read(self, config: GrpcReceiverConfig) -> Shown[PemFiles]:
+        """Those of another configuration. Raises ValueError as `reconfigure`."""
+        if config.endpoint != self._config.endpoint:
+            raise ValueError("another endpoint needs a restart")
+        if _fixed(config) != _fixed(self._config) and unix_path(config.endpoint) is not None:
+            raise ValueError("limits of a unix socket need a restart")
+        return read_files(config, pem_files)
+
+    async def reconfigure(
+        self,
+        config: GrpcReceiverConfig,
+        shown: Shown[PemFiles] | None = None,
+    ) -> None:
+        """Other limits, certificates, credentials, which are read now unless they are given; the
+        port stays open.
 
         Raises
         ------
         ValueError
             What cannot be used, or needs a restart. Nothing has changed then.
         """
-        if config.endpoint != self._config.endpoint:
-            raise ValueError("another endpoint needs a restart")
-        watch = watch_of(config)
-        pem, credentials = read_files(config, pem_files)
+        pem, credentials, watch = shown or self.read(config)
         if _fixed(config) != _fixed(self._config):
-            if unix_path(config.endpoint) is not None:
-                raise ValueError("limits of a unix socket need a restart")
             await self._replace(config, pem)
         self._certificate.use(pem)
         warn_of_exposure("grpc", config, self._config)
@@ -198,7 +210,7 @@ class GrpcReceiver:
 
     async def _read_files(self) -> None:
         """Certificates and credentials anew, both or neither. Raises ValueError."""
-        pem, self._gate.credentials = read_files(self._config, pem_files)
+        pem, self._gate.credentials, _ = read_files(self._config, pem_files)
         self._certificate.use(pem)
 
     async def set_serving(self, *, serving: bool) -> None:

@@ -30,7 +30,7 @@ from otel_anomaly.receivers.gate import Gate
 from otel_anomaly.receivers.intake import Intake
 from otel_anomaly.receivers.listener import Listener
 from otel_anomaly.receivers.looping import LoopGuard
-from otel_anomaly.receivers.reloading import FileReload, read_files, warn_of_exposure, watch_of
+from otel_anomaly.receivers.reloading import FileReload, Shown, read_files, warn_of_exposure
 from otel_anomaly.receivers.sockets import allow_many_files, connection_shares
 from otel_anomaly.receivers.status import (
     HTTP_STATUS,
@@ -44,6 +44,7 @@ from otel_anomaly.receivers.status import (
 from otel_anomaly.receivers.unfinished import Refused
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable
 
     from aiohttp.abc import AbstractStreamWriter
@@ -106,6 +107,7 @@ class HttpReceiver:
         self._accepted = {media: _Accepted(media, clock) for media in MEDIA.values()}
         self._config = config
         self._gate = Gate(admit, clock)
+        self._context: ssl.SSLContext | None = None
         self._cors: Cors | None = None
         self._bodies = BodyReader(config.max_request_body_size, config.read_timeout / 1e9)
         telemetry.unfinished_bytes.labels("http").set_function(lambda: self._bodies.held)
@@ -136,30 +138,43 @@ class HttpReceiver:
             Certificates or credentials cannot be used. The message names the file.
         """
         config = self._config
-        watch = watch_of(config)
-        context, self._gate.credentials = read_files(config, server_context)
+        self._context, self._gate.credentials, watch = read_files(config, server_context)
         self._set_limits(config)
-        await self._listener.start(context)
+        await self._listener.start(self._context)
         if self.port:
             self._shaking.start(self.port)
         await self._files.start(config, watch)
         warn_of_exposure("http", config)
 
-    async def reconfigure(self, config: HttpReceiverConfig) -> None:
-        """Other limits, certificates, credentials; the port stays open.
+    @property
+    def shown(self) -> Shown[ssl.SSLContext]:
+        """The certificates and credentials in use, for `reconfigure` to go back to."""
+        return Shown(self._context, self._gate.credentials, self._files.watch)
+
+    def read(self, config: HttpReceiverConfig) -> Shown[ssl.SSLContext]:
+        """Those of another configuration. Raises ValueError as `reconfigure`."""
+        if config.endpoint != self._config.endpoint:
+            raise ValueError("another endpoint needs a restart")
+        return read_files(config, server_context)
+
+    async def reconfigure(
+        self,
+        config: HttpReceiverConfig,
+        shown: Shown[ssl.SSLContext] | None = None,
+    ) -> None:
+        """Other limits, certificates, credentials, which are read now unless they are given; the
+        port stays open.
 
         Raises
         ------
         ValueError
             What cannot be used, or needs a restart. Nothing has changed then.
         """
-        if config.endpoint != self._config.endpoint:
-            raise ValueError("another endpoint needs a restart")
-        watch = watch_of(config)
-        context, credentials = read_files(config, server_context)
+        context, credentials, watch = shown or self.read(config)
         self._set_limits(config)  # Before the context: its handshakes have the new time.
         if config.tls is not None or self._config.tls is not None:
             await self._listener.use_tls(context)
+        self._context = context
         warn_of_exposure("http", config, self._config)
         self._gate.credentials = credentials
         self._config = config
@@ -167,10 +182,10 @@ class HttpReceiver:
 
     async def _read_files(self) -> None:
         """Certificates and credentials anew, both or neither. Raises ValueError."""
-        context, credentials = read_files(self._config, server_context)
+        context, credentials, _ = read_files(self._config, server_context)
         if context is not None:
             await self._listener.use_tls(context)
-        self._gate.credentials = credentials
+        self._context, self._gate.credentials = context, credentials
 
     def _set_limits(self, config: HttpReceiverConfig) -> None:
         self._cors = Cors(config.cors) if config.cors is not None else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from otel_anomaly.receivers.certificates import FileWatch, server_context, tls_files
 from otel_anomaly.receivers.credentials import Credentials, credential_files
@@ -35,16 +35,17 @@ def files_of(config: DoorConfig) -> list[str]:
     return files + (credential_files(config.auth) if config.auth is not None else [])
 
 
-def watch_of(config: DoorConfig) -> FileWatch:
-    """What sees a change of the door's files. To be made before they are read, or one in between
-    would never be noticed.
-    """
-    return FileWatch(files_of(config))
+class Shown(NamedTuple, Generic[Read]):
+    """What a door shows its clients, and what it asks them for."""
+
+    certificates: Read | None
+    credentials: Credentials | None
+    watch: FileWatch
+    """Sees a change of the files that these are from. It was made before they were read, or one in
+    between would never be noticed."""
 
 
-def read_files(
-    config: DoorConfig, read_tls: Callable[[TlsServerConfig], Read]
-) -> tuple[Read | None, Credentials | None]:
+def read_files(config: DoorConfig, read_tls: Callable[[TlsServerConfig], Read]) -> Shown[Read]:
     """Certificates, as `read_tls` gives them, and credentials, where the door has them.
 
     Raises
@@ -52,8 +53,10 @@ def read_files(
     ValueError
         One of them cannot be used. The message names the file.
     """
+    watch = FileWatch(files_of(config))
     certificates = read_tls(config.tls) if config.tls is not None else None
-    return certificates, Credentials(config.auth) if config.auth is not None else None
+    credentials = Credentials(config.auth) if config.auth is not None else None
+    return Shown(certificates, credentials, watch)
 
 
 def check_files(config: DoorConfig) -> None:
@@ -111,20 +114,17 @@ class FileReload:
         self._transport = transport
         self._failures = telemetry.door_reload_failures.labels(transport)
         self._apply = apply
-        self._watch = FileWatch(())
+        self.watch = FileWatch(())
         self._look_s = LOOK_S
         self._task: asyncio.Task[None] | None = None
 
     async def start(self, config: DoorConfig, watch: FileWatch) -> None:
-        """Watch the files of `config` from now on.
-
-        `watch` is `watch_of(config)` from before they were read: what has changed since is seen.
-        """
+        """Watch the files of `config` from now on. `watch` comes with what was read from them."""
         await self.stop()
         self.problem = None
         if not files_of(config):
             return
-        self._watch = watch
+        self.watch = watch
         self._look_s = config.tls.reload_interval / 1e9 if config.tls is not None else LOOK_S
         self._task = asyncio.create_task(self._look_forever())
 
@@ -140,7 +140,7 @@ class FileReload:
 
         A file that may be read again looks the same as before.
         """
-        changed = self._watch.changed()
+        changed = self.watch.changed()
         if not changed and self.problem is None:
             return
         try:
