@@ -369,7 +369,7 @@ class DiskStore:
             try:
                 book = segment.read_marks()
             except OSError as error:  # All of it is sent once more.
-                segment.forget()
+                segment.forget()  # Also what was already read as done.
                 self._note(f"cannot read {segment.book_name}", error)
         size = segment.file().size()
         doubtful, in_order = book.doubtful_spans, book.summary is not None
