@@ -247,7 +247,7 @@ class DiskStore:
         if self._fsync == "never":
             return
         failure: OSError | None = None
-        for segment in unsynced & set(self._segments.values()):
+        for segment in [each for each in self._segments.values() if each in unsynced]:
             self._try(segment.sync_marks)
             if segment is self._active:
                 try:
