@@ -42,6 +42,8 @@ RECORD_MAGIC: Final = b"\xf5oar"
 RECORDS_MAX: Final = 1 << 18
 """In one segment: what is known of each of them is bounded."""
 WINDOW_BYTES: Final = 1 << 18
+NUMBER_MAX: Final = 1 << 62
+"""No segment and no record is ever counted so far: what says so is not ours."""
 
 DONE, TRIED, SUMMARY = 1, 2, 3
 """Kinds of marks: a record was sent or given up; it is about to be sent; and, in place of number
@@ -104,7 +106,7 @@ def unpack_segment_head(data: bytes) -> SegmentHead | None:
     if len(data) != SEGMENT_HEAD_BYTES:
         return None
     magic, number, first, key, crc = _SEGMENT.unpack(data)
-    if magic != SEGMENT_MAGIC or crc != zlib.crc32(data[:32]):
+    if magic != SEGMENT_MAGIC or crc != zlib.crc32(data[:32]) or first >= NUMBER_MAX:
         return None
     return SegmentHead(number, first, key)
 
@@ -140,6 +142,11 @@ class _Head(NamedTuple):
     signal: Signal
     body_crc: int
 
+    @property
+    def spans(self) -> int:
+        """Spans in its body, also where that is broken."""
+        return self.items if self.signal is Signal.TRACES else 0
+
 
 class SegmentReader:
     """Walks through a segment, past what is broken."""
@@ -148,10 +155,13 @@ class SegmentReader:
         """`read(size, place)` gives so many bytes of the file, fewer only at its end."""
         self._read, self._head = read, head
         self._window, self._window_at = b"", 0
-        self._next = head.first
         self._broken = False
-        self.place = self.sound_end = SEGMENT_HEAD_BYTES
-        """Where the next record starts, and where the last sound one ended."""
+        self.next = head.first
+        """No record that is still to come has a lower number."""
+        self.place = SEGMENT_HEAD_BYTES
+        """Where the last record with a sound head ended."""
+        self.broken_records = self.broken_spans = 0
+        """Wanted, with a sound head and a broken body."""
         self.damaged = False
         """Something broken stands before a sound record: more than a torn end."""
 
@@ -164,15 +174,17 @@ class SegmentReader:
             if head is None:
                 self._broken = True
                 continue
-            body_at = self.place + RECORD_HEAD_BYTES
+            body_at, is_wanted = self.place + RECORD_HEAD_BYTES, wanted(head.number)
+            # When this read fails, the next call begins with the same record.
+            record = self._record(head, body_at) if is_wanted else None
             self.place = body_at + head.size
-            self._next = head.number + 1
-            record = self._record(head, body_at) if wanted(head.number) else None
-            if record is None and wanted(head.number):
+            self.next = head.number + 1
+            if record is None and is_wanted:
                 self._broken = True
+                self.broken_records += 1
+                self.broken_spans += head.spans
                 continue
             self.damaged |= self._broken
-            self.sound_end = self.place
             yield record
 
     def forget_window(self) -> None:
@@ -199,7 +211,7 @@ class SegmentReader:
         if crc != zlib.crc32(data[:-4], self._head.seed) or code not in _SIGNALS:
             return None
         fits = place + RECORD_HEAD_BYTES + size <= end
-        in_turn = self._next <= number < self._head.first + RECORDS_MAX
+        in_turn = self.next <= number < self._head.first + RECORDS_MAX
         return _Head(size, number, items, _SIGNALS[code], body_crc) if fits and in_turn else None
 
     def _search(self, place: int, end: int) -> bool:
@@ -227,5 +239,8 @@ class SegmentReader:
         if not 0 <= at <= at + size <= len(self._window):
             if size > WINDOW_BYTES:
                 return self._read(size, place)
-            self._window, self._window_at, at = self._read(WINDOW_BYTES, place), place, 0
+            try:
+                self._window, self._window_at, at = self._read(WINDOW_BYTES, place), place, 0
+            except OSError:  # Of what lies further on, perhaps.
+                return self._read(size, place)
         return self._window[at : at + size]

@@ -19,15 +19,15 @@ from otel_anomaly.exporters.disk_format import (
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from otel_anomaly.exporters.disk_files import File, Files
-    from otel_anomaly.exporters.disk_format import SegmentHead
+    from otel_anomaly.exporters.disk_format import Mark, SegmentHead
     from otel_anomaly.handoff import Payload
 
 CHARGE_BYTES_MIN: Final = 256
-BOOK_BYTES_MAX: Final = (2 * RECORDS_MAX + 1) * MARK_BYTES
-"""Of a book that is ours: two marks for each record, and the summary."""
+MARKS_READ_BYTES: Final = (1 << 15) * MARK_BYTES
+"""Of a book that are read at once. All of it is: a record may be tried in any number of lives."""
 
 
 def charge_of(size: int) -> int:
@@ -58,13 +58,15 @@ class Segment:
         self.head = head
         self.name, self.book_name = f"{head.id:016x}.seg", f"{head.id:016x}.ack"
         self.end = SEGMENT_HEAD_BYTES
-        """Where the next record goes, or where the sound ones end."""
+        """Where the next record goes, or where those with a sound head end."""
         self.reserved = 0
         self.records = self.spans = self.charge = 0
         self.left = 0
         """Records that are not done."""
         self.unread = self.unread_spans = 0
         """Of them, those that lie on the disk alone and were not loaded yet."""
+        self.uncounted_from: int | None = None
+        """The start could not read the records from this number on, if there are any."""
         self.sealed = self.damaged = False
         self.reader: SegmentReader | None = None
         self.read_failures = 0
@@ -72,9 +74,15 @@ class Segment:
         self._file: File | None = None
         self._book: File | None = None
         self._book_end = 0
-        self._has_book = self._book_dirty = False
+        self._book_dirty = False
+        self.has_book = False
         # A bit for each record not to be loaded: kept in memory, or done in an earlier run.
         self._kept: bytearray | None = None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something is to be loaded, as far as is known."""
+        return self.unread > 0 or self.uncounted_from is not None
 
     def keep(self, number: int) -> bool:
         """Set a record's bit; whether it was not set before."""
@@ -121,20 +129,31 @@ class Segment:
         self.reader.forget_window()
         return self.reader
 
-    def find_records(self, book: Book) -> None:
+    def find_records(self, book: Book, size: int) -> None:
         """Count the records one by one: the segment did not come to its end in order.
 
         Those that the book calls done count even where they are gone: they always will be done.
+        One with a broken body counts, and is missed when it is loaded: its head was written for a
+        client that, but for the last ones, was told OK.
+
+        When this raises, what was found before counts, and the rest is left to the loading.
         """
-        file = self.file()
         self.records, self.spans = book.done, book.done_spans
-        reader = SegmentReader(file.read, self.head)
-        for record in reader.records(file.size(), lambda _: True):
-            assert record is not None, "all are wanted"
-            if self.is_wanted(record.number):
-                self.records += 1
-                self.spans += record.spans
-        self.end = reader.sound_end
+        reader = SegmentReader(self.file().read, self.head)
+        self.end = size
+        try:
+            for record in reader.records(size, self.is_wanted):
+                if record is not None:
+                    self.records += 1
+                    self.spans += record.spans
+        except OSError:
+            self.uncounted_from = reader.next
+            raise
+        else:
+            self.end = reader.place
+        finally:
+            self.records += reader.broken_records
+            self.spans += reader.broken_spans
 
     def finish(self, *, sync: bool) -> None:
         """Give back the room that was reserved, and sum the segment up."""
@@ -176,15 +195,11 @@ class Segment:
 
     def read_marks(self) -> Book:
         """What an earlier run has noted."""
-        self._has_book = True
-        file = self._open_book()
-        data = file.read(min(file.size(), BOOK_BYTES_MAX), 0)
-        self._close_book()
-        self._book_end = len(data) - len(data) % MARK_BYTES
+        self.has_book = True
         done = done_spans = 0
         tried: dict[int, int] = {}
         summary = None
-        for kind, number, spans in unpack_marks(data, self.head.seed):
+        for kind, number, spans in self._marks():
             if kind == SUMMARY:
                 summary = min(number, RECORDS_MAX), spans
             elif not 0 <= number - self.head.first < RECORDS_MAX:
@@ -194,12 +209,20 @@ class Segment:
             elif kind == DONE and self.keep(number):
                 tried.pop(number, None)
                 done, done_spans = done + 1, done_spans + spans
+        self._close_book()
         return Book(done, done_spans, sum(tried.values()), summary)
+
+    def _marks(self) -> Iterator[Mark]:
+        while data := self._open_book().read(MARKS_READ_BYTES, self._book_end):
+            yield from unpack_marks(data, self.head.seed)
+            self._book_end += len(data) - len(data) % MARK_BYTES
+            if len(data) < MARKS_READ_BYTES:
+                break
 
     def _open_book(self) -> File:
         if self._book is None:
-            self._book = self._files.open(self.book_name, new=not self._has_book)
-            self._has_book = True
+            self._book = self._files.open(self.book_name, new=not self.has_book)
+            self.has_book = True
         return self._book
 
     def _close_book(self) -> None:

@@ -14,6 +14,7 @@ are in memory, and two numbers per segment. What was written by an earlier run i
 but for the last segment, which a crash may have torn, and the books.
 
 Rule 4: no damage stops the start. What is sound is delivered; then the file is kept as `.bad`.
+What cannot be opened or read is not damaged by that: it stays, and the next start tries again.
 
 Blocks, and is called from one thread at a time.
 """
@@ -29,6 +30,7 @@ from otel_anomaly.config import KIB, MIB
 from otel_anomaly.exporters.disk_format import (
     DONE,
     MARK_BYTES,
+    NUMBER_MAX,
     RECORD_HEAD_BYTES,
     RECORDS_MAX,
     SEGMENT_HEAD_BYTES,
@@ -59,7 +61,8 @@ BAD_FILES_MAX: Final = 8
 """Damaged segments kept for somebody to look at; the oldest go."""
 READ_FAILURES_MAX: Final = 30
 """After so many failed reads, a second apart, the rest of a segment counts as lost."""
-_NAME: Final = re.compile(r"([0-9a-f]{16})\.(seg|ack|bad)")
+_NAME: Final = re.compile(r"([0-7][0-9a-f]{15})\.(seg|ack|bad)")
+"""Below 2**63: what we count up stays in 64 bits."""
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -77,6 +80,7 @@ class Loaded(NamedTuple):
     lost_requests: int
     lost_spans: int
     """Accepted once, and damaged since."""
+    found_requests: int
     found_spans: int
     """There, though nobody had counted them."""
 
@@ -101,6 +105,7 @@ class DiskStore:
         self._segments: dict[int, Segment] = {}
         self._active: Segment | None = None
         self._next_id = self._next_number = 1
+        self._untaken: set[int] = set()
         self._unsynced: set[Segment] = set()
         self._names_changed = False
         self.charge = 0
@@ -112,9 +117,9 @@ class DiskStore:
         self.is_full = False
         """The disk had no more room when it was last asked."""
         self.bad_segments = 0
-        """Set aside, or to be set aside, since the start."""
+        """Damaged, foreign, or left for the next start, since this one."""
         self.trouble = ""
-        """The last failure that nobody was told of otherwise."""
+        """The failure that was logged last: the same one again is not."""
 
     @property
     def headroom(self) -> int:
@@ -130,13 +135,16 @@ class DiskStore:
         for name in self._files.names():
             if match := _NAME.fullmatch(name):
                 found[match[2]].add(int(match[1], 16))
-        self._next_id = max(set().union(*found.values()), default=0) + 1
         doubtful = 0
         for number in sorted(found["seg"]):
             doubtful += self._recover(number, has_book=number in found["ack"])
-        for number in found["ack"] - set(self._segments):
+        there = self._untaken.union(self._segments)
+        for number in found["ack"] - there:
             self._try(self._files.remove, f"{number:016x}.ack")
         self._prune_bad()
+        seen = {number for number in set().union(*found.values()) if number < NUMBER_MAX}
+        self._next_id = max(seen | there, default=0) + 1
+        self._names_changed = True  # By a run that was killed, perhaps, and not forced.
         spans = sum(segment.unread_spans for segment in self._segments.values())
         return Recovered(self.left, spans, min(doubtful, spans))
 
@@ -226,11 +234,11 @@ class DiskStore:
         for segment, lines in by_segment.items():
             if segment.left or not segment.sealed:
                 self._unsynced.add(segment)
+                self._names_changed |= not segment.has_book
                 try:
                     segment.write_marks(lines)
                 except OSError as error:
                     self._note(f"cannot write {segment.book_name}", error)
-            self._names_changed = True  # Its book is new, or both files go.
             self._tidy(segment)
 
     def sync(self) -> None:
@@ -238,28 +246,37 @@ class DiskStore:
         unsynced, self._unsynced = self._unsynced, set()
         if self._fsync == "never":
             return
-        for segment in unsynced & set(self._segments.values()):
-            if segment is self._active:
-                segment.file().sync()
+        failure: OSError | None = None
+        for segment in [each for each in self._segments.values() if each in unsynced]:
             self._try(segment.sync_marks)
+            if segment is self._active:
+                try:
+                    segment.file().sync()
+                except OSError as error:
+                    failure = error
+                    self._seal(segment)
+                    self._unsynced.add(segment)  # It has got its summary.
         if self._names_changed:
             # Else a power cut brings back files that are gone, and all in them is sent again.
             self._names_changed = False
             self._try(self._files.sync)
+        if failure is not None:
+            raise failure
 
     # Reading.
 
     def load(self, bytes_max: int) -> Loaded:
         """The next records that lie on the disk alone, about so many bytes of them."""
         records: list[tuple[Place, Record]] = []
-        lost_requests = lost_spans = found_spans = size = 0
-        for segment in [each for each in self._segments.values() if each.unread]:
-            before = len(records)
+        lost_requests = lost_spans = found_requests = found_spans = size = 0
+        for segment in [each for each in self._segments.values() if each.has_more]:
+            before, left = len(records), self.left
             try:
                 whole = self._load_from(segment, bytes_max - size, records)
             except OSError as error:
                 whole = self._give_up_reading(segment, error)
             size += sum(len(record.body) for _, record in records[before:])
+            found_requests += self.left - left
             found_spans += max(-segment.unread_spans, 0)
             segment.unread_spans = max(segment.unread_spans, 0)
             if whole:
@@ -267,7 +284,7 @@ class DiskStore:
                 lost_requests, lost_spans = lost_requests + requests, lost_spans + spans
             if not whole or size >= bytes_max:
                 break
-        return Loaded(records, lost_requests, lost_spans, found_spans)
+        return Loaded(records, lost_requests, lost_spans, found_requests, found_spans)
 
     def _load_from(
         self, segment: Segment, bytes_max: int, records: list[tuple[Place, Record]]
@@ -275,15 +292,20 @@ class DiskStore:
         """Load from one segment; whether it was read to its end."""
         size = 0
         for record in segment.begin_reading().records(segment.end, segment.is_wanted):
+            segment.read_failures = 0
             if record is None:
                 continue
-            if segment.unread <= 0:  # Its book knows of no more: they are done.
+            if segment.uncounted_from is not None and record.number >= segment.uncounted_from:
+                segment.left += 1
+                self.left += 1
+                self._count_unread(segment, 1, 0)  # That its spans are too many tells of them.
+            if not segment.has_more:  # Its book knows of no more: they are done.
                 return True
             records.append((Place(segment, record.number), record))
             self._count_unread(segment, -1, -record.spans)
             size += len(record.body) + RECORD_HEAD_BYTES
             if size >= bytes_max:
-                return not segment.unread
+                return not segment.has_more
         return True
 
     def _give_up_reading(self, segment: Segment, error: OSError) -> bool:
@@ -298,7 +320,11 @@ class DiskStore:
         self._count_unread(segment, -lost[0], -lost[1])
         segment.left -= lost[0]
         self.left -= lost[0]
-        broken = lost[0] or (segment.reader is not None and segment.reader.damaged)
+        if segment.uncounted_from is not None:
+            segment.uncounted_from = None
+            self.unread -= 1
+        given_up = segment.read_failures >= READ_FAILURES_MAX
+        broken = lost[0] or given_up or (segment.reader is not None and segment.reader.damaged)
         if broken and not segment.damaged:
             segment.damaged = True
             self.bad_segments += 1
@@ -325,8 +351,9 @@ class DiskStore:
             finally:
                 self._try(segment.close)
         except OSError as error:
-            self._note(f"cannot take over {name}", error)
-            self._set_aside(name)
+            self._note(f"cannot take over {name}, it is left for the next start", error)
+            self.bad_segments += 1
+            self._untaken.add(number)
             return 0
 
     def _read_head(self, name: str) -> SegmentHead | None:
@@ -342,13 +369,19 @@ class DiskStore:
             try:
                 book = segment.read_marks()
             except OSError as error:  # All of it is sent once more.
+                segment.forget()  # Also what was already read as done.
                 self._note(f"cannot read {segment.book_name}", error)
+        size = segment.file().size()
         doubtful, in_order = book.doubtful_spans, book.summary is not None
         if book.summary is not None:
             segment.records, segment.spans = book.summary
-            segment.end = segment.file().size()
+            segment.end = size
         else:
-            segment.find_records(book)
+            try:
+                segment.find_records(book, size)
+            except OSError as error:
+                self._note(f"cannot read {segment.name} to its end", error)
+                self.unread += 1  # So that the rest is asked for.
         segment.left = max(segment.records - book.done, 0)
         segment.charge = max(
             segment.end + 2 * MARK_BYTES * segment.records, CHARGE_BYTES_MIN * segment.records
@@ -358,7 +391,7 @@ class DiskStore:
         self.charge += segment.charge
         self.left += segment.left
         self._count_unread(segment, segment.left, max(segment.spans - book.done_spans, 0))
-        if not in_order:
+        if not in_order and segment.uncounted_from is None:
             self._finish(segment)
         segment.sealed = True
         self._tidy(segment)
@@ -419,6 +452,7 @@ class DiskStore:
     def _finish(self, segment: Segment) -> None:
         if not segment.left:
             return
+        self._names_changed |= not segment.has_book
         try:
             segment.finish(sync=self._fsync != "never")
         except OSError as error:
@@ -427,7 +461,7 @@ class DiskStore:
 
     def _tidy(self, segment: Segment) -> None:
         """Remove a segment of which nothing is left; the active one once it has some size."""
-        if segment.left or segment.unread:
+        if segment.left or segment.has_more:
             return
         if not segment.sealed:
             if segment.end >= self._segment_bytes // 4:
@@ -436,6 +470,7 @@ class DiskStore:
         if self._segments.pop(segment.head.id, None) is None:
             return
         self.charge -= segment.charge
+        self._names_changed = True
         self._try(segment.close)
         # First the records, then the book: the other way round a crash between sends all again.
         if segment.damaged:
