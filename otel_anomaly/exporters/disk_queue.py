@@ -374,6 +374,7 @@ class DiskQueue(SendQueue):
             self._open -= loaded.lost_requests
             self.ledger.dropped(Signal.TRACES, loaded.lost_requests, loaded.lost_spans, "damaged")
             self._notices.lost("damaged", "a segment of the disk queue", self._loop.time())
+        self._open += loaded.found_requests
         self.ledger.recovered(loaded.found_spans)
         for group in self._grouped(loaded.records):
             self._backlog_charge += group.charge

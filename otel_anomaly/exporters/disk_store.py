@@ -63,6 +63,8 @@ READ_FAILURES_MAX: Final = 30
 """After so many failed reads, a second apart, the rest of a segment counts as lost."""
 _NAME: Final = re.compile(r"([0-7][0-9a-f]{15})\.(seg|ack|bad)")
 """Below 2**63: what we count up stays in 64 bits."""
+_OURS: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""We are short of something: that says nothing of the disk, however long it lasts."""
 _NO_ROOM: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -311,6 +313,8 @@ class DiskStore:
     def _give_up_reading(self, segment: Segment, error: OSError) -> bool:
         """Whether so many reads failed that the rest of the segment counts as lost."""
         self._note(f"cannot read {segment.name}", error)
+        if error.errno in _OURS:
+            return False
         segment.read_failures += 1
         return segment.read_failures >= READ_FAILURES_MAX
 
