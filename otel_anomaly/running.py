@@ -127,7 +127,7 @@ async def _started(service: Service, stop: asyncio.Event, last_resort: LastResor
         if start.done():
             start.result()
             return True
-        say("stopping before the start is over ...\n")
+        say("stopping before the start is over ...")
         last_resort.arm(START_STOP_S, EXIT_OK, lambda: "stopped before anything was taken in\n")
         start.cancel()
         await asyncio.wait({start})
