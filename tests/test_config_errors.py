@@ -484,6 +484,24 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     assert [line.split(": ")[1] for line in lines] == keys
 
 
+def test_very_many_problems_are_told_in_short(tmp_path: Path) -> None:
+    """
+    Scenario: a key of 1,000 characters has a value of 500 variables that are not set, each twice;
+    another file has 500 unknown keys.
+    Guarantees: each problem is told once, the first of them whole but for the middle of the name,
+    then how many more there are: a screen or two in all.
+    """
+    variables = "".join(f"${{env:NOT_SET_{i // 2}}}" for i in range(1_000))
+    lines = complaint(written(tmp_path, f"{'n' * 1_000}: a{variables}")).splitlines()
+    assert len(lines) == yaml_text.PROBLEMS_TOLD_MAX + 1
+    assert lines[-1] == f"... and {500 - yaml_text.PROBLEMS_TOLD_MAX} more"
+    assert max(map(len, lines)) <= yaml_text.PROBLEM_CHARS_MAX + len(" ... ")
+    assert lines[0].endswith("the environment variable NOT_SET_0 is not set, and no default given")
+    lines = complaint(written(tmp_path, "".join(f"k{i}: 1\n" for i in range(500)))).splitlines()
+    assert len(lines) == yaml_text.PROBLEMS_TOLD_MAX + 1
+    assert len(set(lines)) == len(lines)
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """
     Scenario: no file, a folder, bytes that are not UTF-8, a file beyond the size limit.

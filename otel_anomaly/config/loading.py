@@ -74,7 +74,7 @@ def _validated(merged: Layer) -> Config:
     try:
         return Config.model_validate(merged.data)
     except ValidationError as error:
-        raise ConfigError("\n".join(problems(error, merged))) from None
+        raise ConfigError.of(problems(error, merged)) from None
 
 
 def _with_destination(config: Config, merged: Layer, environ: Mapping[str, str]) -> Config:

@@ -17,12 +17,12 @@ numbers from text and a token of digits in a header must keep its zeros.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 TEXT_BYTES_MAX = 256 << 10
 _DEPTH_MAX = 32
@@ -36,8 +36,28 @@ _VARIABLE = re.compile(r"\$(?:\$|\{(?:env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?
 KeyPath = tuple[str | int, ...]
 
 
+PROBLEMS_TOLD_MAX: Final = 30
+PROBLEM_CHARS_MAX: Final = 600
+"""More than any that is not made up of what somebody wrote."""
+
+
 class ConfigError(Exception):
     """The configuration cannot be used. The text is ready to print, one problem per line."""
+
+    @classmethod
+    def of(cls, problems: Iterable[str]) -> ConfigError:
+        """All of them, each once: the first in full, of very many the number."""
+        told = [clipped(problem) for problem in dict.fromkeys(problems)]
+        more = len(told) - PROBLEMS_TOLD_MAX
+        return cls("\n".join(told[:PROBLEMS_TOLD_MAX] + [f"... and {more} more"] * (more > 0)))
+
+
+def clipped(problem: str) -> str:
+    """A problem with a name in it as long as a hostile file likes."""
+    half = PROBLEM_CHARS_MAX // 2
+    if len(problem) <= PROBLEM_CHARS_MAX:
+        return problem
+    return f"{problem[:half]} ... {problem[-half:]}"
 
 
 class Origin(NamedTuple):
@@ -100,7 +120,7 @@ def read_yaml(text: str, origin: Origin, root: KeyPath, environ: Mapping[str, st
     except RecursionError:
         reader.complain(0, "nested too deep")
     if reader.problems:
-        raise ConfigError("\n".join(reader.problems))
+        raise ConfigError.of(reader.problems)
     for key in reversed(root):
         value = {key: value}
     return Layer(value if isinstance(value, dict) else {}, reader.origins, len(root))

@@ -64,6 +64,8 @@ from otel_anomaly.otlp.wire import read_varint
 __all__ = ["LOGS", "MAILS", "NUMBERS", "PHONES", "SECRETS", "TRACES", "Redaction", "redact"]
 
 PASSES_MAX: Final = 4
+LOOKS_MAX: Final = 4
+"""At a request, each at what the one before has covered."""
 NESTING_MAX: Final = 3
 """JSON text within strings of JSON text."""
 DIGITS_LEAST: Final = 13
@@ -123,25 +125,33 @@ def redact(body: bytes, message: np.int64, redaction: Redaction) -> tuple[bytes,
     """The request with what was found in it covered, and in how many strings and numbers.
 
     0: `body` itself. `message`: TRACES or LOGS. The request was checked by `scan`.
+
+    What is covered is looked at again: it may have been what kept the text around it from being
+    JSON, in which more is found than in text.
     """
     out = np.frombuffer(body, np.uint8).copy()
     view = out.view()
     view.flags.writeable = False
     scratch = np.empty(_room_for(len(body)), np.uint8)
-    count = _redact(
-        view,
-        out,
-        message,
-        redaction.what,
-        redaction.kept,
-        redaction.plan,
-        redaction.found,
-        redaction.desk,
-        redaction.nest,
-        redaction.walk,
-        scratch,
-    )
-    return (out.tobytes() if count > 0 else body), int(count)
+    count = 0
+    for _ in range(LOOKS_MAX):
+        found = _redact(
+            view,
+            out,
+            message,
+            redaction.what,
+            redaction.kept,
+            redaction.plan,
+            redaction.found,
+            redaction.desk,
+            redaction.nest,
+            redaction.walk,
+            scratch,
+        )
+        count += int(found)
+        if found == 0:
+            break
+    return (out.tobytes() if count > 0 else body), count
 
 
 def _room_for(size: int) -> int:
