@@ -488,8 +488,7 @@ def test_very_many_problems_are_told_in_short(tmp_path: Path) -> None:
     """
     Scenario: a key of 1,000 characters has a value of 500 variables that are not set, each twice;
     another file has 500 unknown keys.
-    Guarantees: each problem is told once, the first of them whole but for the middle of the name,
-    then how many more there are: a screen or two in all.
+    Guarantees: each is told once, with its beginning and end, then how many more there are.
     """
     variables = "".join(f"${{env:NOT_SET_{i // 2}}}" for i in range(1_000))
     lines = complaint(written(tmp_path, f"{'n' * 1_000}: a{variables}")).splitlines()
