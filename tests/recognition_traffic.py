@@ -32,8 +32,6 @@ from tests.hostile import TRICKS, HostileWriter
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from opentelemetry.proto.common.v1.common_pb2 import KeyValue
-
     from tests.traffic import Value
 
 _MARKS = tuple(
@@ -352,10 +350,6 @@ def _record(rng: random.Random) -> LogRecord:
     return record
 
 
-def _is_map(pair: KeyValue) -> bool:
-    return pair.key in conventions.DOCUMENTS and pair.value.HasField("kvlist_value")
-
-
 def random_request(
     seed: int, *, logs: bool, children: int = 8, tricks: Collection[str] = TRICKS
 ) -> bytes:
@@ -372,14 +366,6 @@ def random_request(
         else:
             place = message.resource_spans.add()
             scope = place.scope_spans.add(spans=[_span(rng) for _ in range(count)])
-        if tricks:
-            # A map written in parts is read in part only, which the library does not tell.
-            for child in scope.spans if isinstance(scope, ScopeSpans) else scope.log_records:
-                kept = [pair for pair in child.attributes if not _is_map(pair)]
-                del child.attributes[:]
-                child.attributes.extend(kept)
-                if isinstance(child, LogRecord) and child.body.HasField("kvlist_value"):
-                    child.ClearField("body")
         place.schema_url = rng.choice(WORDS)
         scope.schema_url = rng.choice(WORDS)
         if rng.random() < 0.8:

@@ -166,7 +166,10 @@ def check_frames(columns: Columns, message: Any) -> None:
 def check_rows(columns: Columns, message: Any, identity: IdentityConfig) -> None:
     """Rows are the spans that matter and no others, in order, and say what the twin says."""
     children = list(naive.children_with_place(message))
-    assert columns.span_count == len(children)
+    raws = [columns.body]
+    for number in naive.WAY_TO_SPANS:
+        raws = [part for raw in raws for part in chunks_of(raw, number)]
+    assert columns.span_count == len(children) == len(raws)
     rows = {int(row["index"]): row for row in columns.rows}
     assert list(rows) == sorted(rows)
     assert len(rows) == columns.rows.size
@@ -174,7 +177,7 @@ def check_rows(columns: Columns, message: Any, identity: IdentityConfig) -> None
     calls = forged_count = 0
     for index, (child, resource, scope) in enumerate(children):
         forged = sum(naive.is_forged(pair, PREFIX) for pair in child.attributes)
-        told = recognise(table, child, resource, scope)
+        told = recognise(table, as_read(raws[index], child), resource, scope)
         hint = has_trace(child) and any(name is not None for name in told.own.values())
         kept = isinstance(child, Span) and is_sound(child)
         assert (index in rows) == (forged > 0 or hint or told.is_call or kept)
@@ -192,6 +195,51 @@ def check_rows(columns: Columns, message: Any, identity: IdentityConfig) -> None
             else:
                 check_record(columns.body, row, child)
     assert (columns.call_count, columns.forged_count) == (calls, forged_count)
+
+
+def chunks_of(raw: bytes, number: int) -> list[bytes]:
+    """What the length-delimited fields of this number hold, in the order of the wire."""
+    return [
+        raw[field.start : field.end]
+        for field in wire_reader.fields(raw)
+        if (field.number, field.wire_type) == (number, wire.BYTES)
+    ]
+
+
+def as_read(raw: bytes, child: Span | LogRecord) -> Span | LogRecord:
+    """A span or record with the lists and maps in it as the scan reads them: see `_value_read`."""
+    read = type(child).FromString(raw)
+    pairs = chunks_of(raw, child.DESCRIPTOR.fields_by_name["attributes"].number)
+    for part, pair in zip(pairs, read.attributes, strict=True):
+        pair.value.CopyFrom(_value_read(chunks_of(part, 2), pair.value))
+    if isinstance(read, LogRecord):
+        read.body.CopyFrom(_value_read(chunks_of(raw, 5), read.body))
+    return read
+
+
+def _value_read(parts: Sequence[bytes], merged: AnyValue) -> AnyValue:
+    """What the scan reads of an AnyValue, written in these parts.
+
+    It looks into a list or map only in the form that encoders write, a single member. Of several
+    parts it looks into the last one with a member, while the library merges them.
+    """
+    which = merged.WhichOneof("value")
+    if which not in {"array_value", "kvlist_value"}:
+        return merged
+    # The last member is a list or map: scalars before it count for nothing.
+    last = next(part for part in reversed(parts) if chunks_of(part, 5) or chunks_of(part, 6))
+    read = AnyValue.FromString(last)
+    items = getattr(read, which).values
+    if len(list(wire_reader.fields(last))) != 1:
+        del items[:]
+        return read
+    (inside,) = chunks_of(last, 5) or chunks_of(last, 6)
+    for raw, item in zip(chunks_of(inside, 1), items, strict=True):
+        if which == "array_value":
+            item.CopyFrom(_value_read([raw], item))
+        else:
+            item.value.CopyFrom(_value_read(chunks_of(raw, 2), item.value))
+    return read
 
 
 def check_place(columns: Columns, row: np.void, child: Span | LogRecord) -> None:
