@@ -73,7 +73,7 @@ class Past:
     def damage(self) -> None:
         """Bits rot, a person deletes, a disk was full: now and then, between two lives."""
         for path in (self._path, before(self._path)):
-            if self._rng.random() < 0.85 or not path.exists():
+            if self._rng.random() < 0.7 or not path.exists():
                 continue
             data = bytearray(path.read_bytes())
             match self._rng.randrange(3):
