@@ -519,7 +519,9 @@ class DiskQueue(SendQueue):
 
     def _wants_load(self) -> bool:
         fits = self._backlog_charge + self._load_bytes <= self._memory_max // 4
-        return self._store.unread > 0 and fits and not (self._closed or self._loads_paused)
+        few = self._ready.charges[BACKLOG] < self._load_bytes
+        is_open = not (self._closed or self._loads_paused)
+        return self._store.unread > 0 and fits and few and is_open
 
     # The consumers.
 

@@ -133,14 +133,19 @@ class Lanes(asyncio.Queue[Group]):
         del maxsize
         self._lanes: tuple[deque[Group], deque[Group]] = (deque(), deque())
         self._turn = FRESH
+        self.charges = [0, 0]
+        """Of what waits in each lane."""
 
     def _put(self, item: Group) -> None:
         self._lanes[item.lane].append(item)
+        self.charges[item.lane] += item.charge
 
     def _get(self) -> Group:
         lane = self._turn if self._lanes[self._turn] else 1 - self._turn
         self._turn = 1 - lane
-        return self._lanes[lane].popleft()
+        group = self._lanes[lane].popleft()
+        self.charges[lane] -= group.charge
+        return group
 
     def qsize(self) -> int:
         """Groups in both lanes."""
