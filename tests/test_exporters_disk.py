@@ -252,6 +252,35 @@ def test_a_full_disk_refuses_at_the_door() -> None:
     on(disk, scenario)
 
 
+def test_a_disk_that_is_asked_for_room_is_not_full() -> None:
+    """
+    Scenario: requests come at every moment of the rounds at a disk that has room, also while one
+    makes a segment and sets room aside.
+    Guarantees: none is refused, and no long wait is asked for: only a round that has come to its
+    end says that the disk is full.
+    """
+    disk = SimDisk(random.Random(0))
+    met: dict[str, set[Outcome]] = {}
+    waits_s: list[float] = []
+
+    async def scenario(rig: Rig) -> None:
+        def come(call: str, _name: str) -> None:
+            outcome = rig.fanout.reserve(KIB)
+            met.setdefault(call, set()).add(outcome)
+            if outcome is Outcome.ACCEPTED:
+                rig.fanout.release(KIB)
+            waits_s.append(rig.fanout.retry_after_s())
+
+        disk.fault = come
+        for number in range(20):
+            assert await rig.send(record(number, 64 * KIB)).outcome() is Outcome.ACCEPTED
+
+    on(disk, scenario)
+    assert met.keys() >= {"open", "reserve", "write", "sync"}
+    assert set().union(*met.values()) == {Outcome.ACCEPTED}
+    assert max(waits_s) < RETRY_AFTER_S_MAX
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 def test_a_failing_disk(code: int) -> None:
     """

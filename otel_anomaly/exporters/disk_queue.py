@@ -117,6 +117,8 @@ class DiskQueue(SendQueue):
         self._round = 0
         """Counts up at the begin and at the end of a round: odd while one is under way."""
         self._stall_s = STALL_S
+        self._is_full, self._headroom = False, 0
+        """Of the store, as the last round left them: while one is under way, it is between two."""
         self._wanted = 0
         """What was refused last for want of room on a full disk."""
         self._room_due = False
@@ -165,7 +167,7 @@ class DiskQueue(SendQueue):
         # One that is larger than that goes in beside a little, or steady traffic would shut it out.
         if waiting and waiting + charge > max(quarter, charge + quarter // 4):
             return False
-        if self._store.is_full and waiting + charge > self._store.headroom:
+        if self._is_full and waiting + charge > self._headroom:
             self._wanted = charge
             self._ask_for_room()
             return False
@@ -217,7 +219,7 @@ class DiskQueue(SendQueue):
 
     def retry_after_s(self) -> float:
         """Seconds until there should be room again."""
-        if self._store.is_full and self._wanted:
+        if self._is_full and self._wanted:
             return RETRY_AFTER_S_MAX
         return super().retry_after_s()
 
@@ -428,16 +430,17 @@ class DiskQueue(SendQueue):
     def _after(self, error: str | None) -> None:
         """Draw the sums after a round. `error`: "" when all was written, None when nothing was."""
         self.used = self._store.charge + self._reserved + self._unwritten_charge
+        self._is_full, self._headroom = self._store.is_full, self._store.headroom
         self._count_bad()
         if error:
             self._shut_until_s = self._loop.time() + SHUT_S
             self._notices.lost("write_failed", error, self._loop.time())
             self.problem = f"the disk queue cannot be written: {error}"
-        elif self._store.is_full:
+        elif self._is_full:
             self.problem = "the disk of the queue is full"
         elif error is not None:
             self.problem, self._wanted = "", 0
-        if self._store.is_full and self._room_timer is None and not self._closed:
+        if self._is_full and self._room_timer is None and not self._closed:
             self._room_timer = self._loop.call_later(SHUT_S, self._on_room_timer)
         if self._sync_s is not None and self._sync_timer is None and not self._closed:
             self._sync_timer = self._loop.call_later(self._sync_s, self._on_sync_timer)

@@ -168,12 +168,10 @@ class DiskStore:
         active = self._active
         if active is None or (self.headroom >= size + self._ahead // 2 and not self.is_full):
             return
-        self.is_full = True
-        for part in AHEAD_PARTS:
-            more = size + self._ahead // part
-            if self.headroom >= more or self._reserve(active, more):
-                self.is_full = False
-                return
+        wanted = [size + self._ahead // part for part in AHEAD_PARTS]
+        self.is_full = not any(
+            self.headroom >= more or self._reserve(active, more) for more in wanted
+        )
         if self.headroom < size:
             self._reserve(active, size)
 
