@@ -30,6 +30,9 @@ LOG = logging.getLogger("otel_anomaly")
 class Readable(Protocol):
     """Where a configuration comes from."""
 
+    loaded: bytes
+    """The fingerprint of what was loaded last, taken before it was read."""
+
     def load(self) -> Config:
         """Read it. Raises ConfigError."""
 
@@ -39,6 +42,8 @@ class Readable(Protocol):
 
 class Fixed:
     """A configuration that came from nowhere and stays."""
+
+    loaded = b""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -78,7 +83,6 @@ class Reloads:
         self._source, self._apply = source, apply
         self._telemetry, self._clock = telemetry, clock
         self._wanted = asyncio.Event()
-        self._fingerprint = b""
         self.problem: str | None = None
         """Why the last one was refused; None when it was not."""
 
@@ -88,7 +92,6 @@ class Reloads:
 
     async def serve(self) -> None:
         """Do what is requested, until cancelled."""
-        self._fingerprint = await asyncio.to_thread(self._source.fingerprint)
         while True:
             await self._wanted.wait()
             self._wanted.clear()
@@ -107,15 +110,13 @@ class Reloads:
                 continue
             before, seen = seen, await asyncio.to_thread(self._source.fingerprint)
             # A file that is written in place is half a file for a moment, and half may be valid.
-            if seen == before and seen != self._fingerprint:
-                self._fingerprint = seen
+            if seen == before and seen != self._source.loaded:
                 LOG.info("configuration: a file has changed")
                 self.request()
 
     async def reload(self) -> None:
         """Read and apply once. Never raises on what is in a file."""
         try:
-            self._fingerprint = await asyncio.to_thread(self._source.fingerprint)
             config = await asyncio.to_thread(self._source.load)
             changed = await self._apply(config)
         except (ConfigError, OSError, ValueError) as error:

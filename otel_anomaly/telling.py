@@ -6,13 +6,14 @@ Both have a thread of their own; whoever starts them must close them, or the pro
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, TextIO
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from otel_anomaly.config import audit_path, config_hash
 from otel_anomaly.sinks import AuditSink, ConsoleSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from contextlib import AsyncExitStack
 
     from otel_anomaly.config import Config
@@ -55,9 +56,19 @@ class Telling:
         same = audit_path(old) == audit_path(new) and new.audit.enabled
         audit = self._audit if same else None
         if new.audit.enabled and audit is None:
-            audit = await asyncio.to_thread(self._new_trail, old, new)
+            audit = await self._opened(old, new)
             undo.push_async_callback(asyncio.to_thread, _leave, audit, config_hash(old))
         return lambda: self._commit(audit, new)
+
+    async def _opened(self, old: Config, new: Config) -> AuditSink:
+        """A new trail. Whoever waits no longer leaves a thread that still makes one, with a thread
+        of its own: `settled` then waits for it and closes what it made."""
+        opening = asyncio.create_task(asyncio.to_thread(self._new_trail, old, new))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._let_go(_abandoned(opening, config_hash(old)))
+            raise
 
     def _new_trail(self, old: Config, new: Config) -> AuditSink:
         audit = self._trail_of(new)
@@ -92,7 +103,10 @@ class Telling:
 
     def _beside(self, close: Callable[..., object], *arguments: object) -> None:
         """Write what a sink still holds and close it, in a thread of its own."""
-        task = asyncio.create_task(asyncio.to_thread(close, *arguments), name="sink closes")
+        self._let_go(asyncio.to_thread(close, *arguments))
+
+    def _let_go(self, closes: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(closes, name="sink closes")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
@@ -112,9 +126,10 @@ class Telling:
     def problems(self) -> dict[str, str]:
         """Which sinks cannot write just now, and why."""
         return {
-            name: sink.problem
+            name: problem
             for name, sink in (("audit", self._audit), ("console", self._console))
-            if sink is not None and sink.problem
+            # Looked at once: the sink's thread may take it back meanwhile.
+            if sink is not None and (problem := sink.problem)
         }
 
     def close(self, ledger: Ledger) -> None:
@@ -124,6 +139,12 @@ class Telling:
         for sink in (self._audit, self._console):
             if sink is not None:
                 sink.close(FLUSH_S)
+
+
+async def _abandoned(opening: asyncio.Task[AuditSink], config_hash_after: str) -> None:
+    """End a trail that nobody wants any more once it is open, if it comes to that."""
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(_leave, await opening, config_hash_after)
 
 
 def _leave(audit: AuditSink, config_hash_after: str) -> None:

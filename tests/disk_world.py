@@ -207,8 +207,10 @@ class PatientWorker:
             await asyncio.sleep(self._delay_s())
             return action(*arguments)
 
-    def close(self) -> None:
+    def close(self, last: Callable[[], None] | None = None) -> None:
         """Nothing to end."""
+        if last is not None:
+            last()
 
 
 def store_on(disk: SimDisk, *, size: int = 1 << 20, fsync: str = "always") -> DiskStore:

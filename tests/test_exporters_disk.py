@@ -529,7 +529,7 @@ def test_two_processes_cannot_share_a_queue(tmp_path: Path) -> None:
     """
     files = RealFiles(tmp_path / "q")
     files.open_directory()
-    with pytest.raises(ValueError, match=r"exporters.next.sending_queue: .*/q: another process"):
+    with pytest.raises(ValueError, match=r"exporters.next.sending_queue: .*/q: this queue is open"):
         asyncio.run(real(tmp_path / "q", ScriptedExporter(), Telemetry()).start())
     files.close()
 

@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_anomaly.exporters.disk_queue import LAST_ROUND_S, STALL_S
+from otel_anomaly.exporters import disk_queue
+from otel_anomaly.exporters.contract import retry
+from otel_anomaly.exporters.disk_files import RealFile, RealFiles
+from otel_anomaly.exporters.disk_queue import LAST_ROUND_S, STALL_S, DiskQueue
+from otel_anomaly.exporters.disk_store import DiskStore
 from otel_anomaly.exporters.disk_worker import ThreadWorker
 from otel_anomaly.exporters.fanout import STOP_ANSWER_S
-from otel_anomaly.handoff import Outcome
-from tests.disk_world import SimDisk
-from tests.test_exporters_disk import Rig, on, record
+from otel_anomaly.exporters.pace import Pace
+from otel_anomaly.handoff import Outcome, Payload, Signal
+from otel_anomaly.telemetry import Telemetry
+from tests.disk_world import PatientWorker, SimDisk
+from tests.exporters_world import ScriptedExporter, section
+from tests.test_exporters_disk import Pending, Rig, on, record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 class MoodyWorker:
@@ -33,7 +41,8 @@ class MoodyWorker:
         await self.free.wait()
         return action(*arguments)
 
-    def close(self) -> None:
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        assert last is not None, "a disk that hangs is closed when it answers"
         self.closed = True
 
 
@@ -97,6 +106,92 @@ def test_the_stop_does_not_wait_for_ever() -> None:
         assert worker.closed
 
     on(SimDisk(random.Random(1)), scenario)
+
+
+def test_what_was_held_back_while_the_disk_began_to_hang() -> None:
+    """
+    Scenario: room is set aside for a request that is held back (`identity.hold`); the disk hangs;
+    then the request is handed on.
+    Guarantees: its client hears at once that it is to send again; when the disk answers it is
+    delivered all the same.
+    """
+
+    async def scenario(rig: Rig) -> None:
+        loop, worker = asyncio.get_running_loop(), hanging(rig)
+        first = rig.send(record(0))
+        await asyncio.sleep(STALL_S / 2)
+        body = record(1)
+        assert rig.fanout.reserve(len(body)) is Outcome.ACCEPTED
+        assert await first.outcome() is Outcome.UNAVAILABLE
+        began_s = loop.time()
+        answer = rig.fanout.commit(Payload(body, Signal.TRACES, 1), len(body))
+        assert answer is not None
+        assert await Pending(answer).outcome() is Outcome.UNAVAILABLE
+        assert loop.time() == began_s
+        worker.free.set()
+        await asyncio.sleep(1)
+        assert (rig.books.sent, rig.books.held, rig.books.dropped()) == (2, 0, 0)
+        rig.queue._worker = PatientWorker()
+        await rig.fanout.stop(10)
+
+    on(SimDisk(random.Random(1)), scenario)
+
+
+def test_a_disk_that_answers_after_its_queue_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a write hangs while the queue is told to stop, as when a reload removes an exporter;
+    the stop leaves the disk alone; later the disk answers, and the exporter comes back.
+    Guarantees: the directory is not taken for as long as the process lives; what was written is
+    there.
+    """
+    monkeypatch.setattr(disk_queue, "LAST_ROUND_S", 0.05)
+    hangs, go = threading.Event(), threading.Event()
+
+    class SlowFiles(RealFiles):
+        def open(self, name: str, *, new: bool = False) -> RealFile:
+            if name.endswith(".seg") and new:
+                hangs.set()
+                go.wait()
+            return super().open(name, new=new)
+
+    async def scenario() -> None:
+        keys = section(queue={"storage": "disk"})
+
+        def queue(files: RealFiles) -> DiskQueue:
+            store = DiskStore(files, size=1 << 26, fsync="never", key=lambda: 1)
+            hop = ScriptedExporter()
+            hop.judge = lambda _: retry("away")
+            return DiskQueue(
+                "next",
+                hop,
+                keys,
+                Telemetry(["next"]),
+                lambda: 0.5,
+                store=store,
+                worker=ThreadWorker("next"),
+                pace=Pace(lambda: 0.0),
+            )
+
+        first = queue(SlowFiles(tmp_path / "queue"))
+        await first.start()
+        charge = first.charge_of(16)
+        first.hold(charge)
+        first.put(Payload(record(0), Signal.TRACES, 1), charge)
+        await asyncio.to_thread(hangs.wait)
+        await first.stop(0)
+        with pytest.raises(ValueError, match="this queue is open already"):
+            await queue(RealFiles(tmp_path / "queue")).start()
+        go.set()
+        thread = first._worker._thread
+        await asyncio.to_thread(thread.join)
+        second = queue(RealFiles(tmp_path / "queue"))
+        await second.start()
+        assert second.ledger.held_spans == 1
+        await second.stop(0)
+
+    asyncio.run(scenario())
 
 
 def test_a_thread_that_hangs_does_not_hold_the_process() -> None:

@@ -338,3 +338,41 @@ def test_close_waits_for_a_write_left_behind(
 
     asyncio.run(main())
     assert (tmp_path / "spans.jsonl").read_bytes() == b"{}\n"
+
+
+def test_what_began_before_the_close_opens_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a send is given up while its thread is still encoding, as at the end of the time to
+    deliver; the exporter is closed; then the thread goes on.
+    Guarantees: it writes nothing and leaves no file open: another exporter may have it by now. What
+    is sent after the close is written.
+    """
+    encoding, go = threading.Event(), threading.Event()
+    exporter = exporter_at(tmp_path / "spans.jsonl")
+    encode = exporter._encode
+
+    def slowly(body: bytes, signal: Signal) -> bytes:
+        encoding.set()
+        go.wait()
+        return encode(body, signal)
+
+    monkeypatch.setattr(exporter, "_encode", slowly)
+    body = traffic.request([traffic.Agent("support").call(1)])
+
+    async def main() -> None:
+        await exporter.start()
+        task = asyncio.create_task(exporter.send(body, Signal.TRACES, 1))
+        await asyncio.to_thread(encoding.wait)
+        task.cancel()
+        await asyncio.wait({task})
+        await exporter.close()
+        go.set()
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    asyncio.run(main())
+    assert exporter._files[Signal.TRACES].fd == -1
+    assert (tmp_path / "spans.jsonl").read_bytes() == b""
+    assert write(exporter, body) == [SENT]
+    assert (tmp_path / "spans.jsonl").read_bytes().count(b"\n") == 1

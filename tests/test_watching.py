@@ -27,7 +27,9 @@ class Watched:
     def __init__(self, file: Path) -> None:
         self.file, self.applied = file, []
         self.interval_ns = INTERVAL_S * SECOND_NS
-        self.reloads = Reloads(Source((file,)), self.apply, Telemetry(), StandingClock())
+        source = Source((file,))
+        source.load()
+        self.reloads = Reloads(source, self.apply, Telemetry(), StandingClock())
 
     async def apply(self, config: Config) -> bool:
         """Note what was read."""
@@ -93,6 +95,30 @@ def test_replaced_and_rewritten(tmp_path: Path) -> None:
         yield
 
     assert watching(tmp_path / "config.yaml", story) == [2, 3]
+
+
+def test_changed_while_the_service_started(tmp_path: Path) -> None:
+    """
+    Scenario: a file is replaced after it was read and before the watcher looks for the first time,
+    as while a first start compiles its kernels.
+    Guarantees: it is read.
+    """
+    file = tmp_path / "config.yaml"
+    file.write_text(limit(1))
+
+    applied: list[int] = []
+
+    async def nothing_more() -> AsyncIterator[None]:
+        yield
+
+    async def main() -> None:
+        watched = Watched(file)
+        file.write_text(limit(2))
+        await watched.serve(nothing_more())
+        applied.extend(watched.applied)
+
+    run(main())
+    assert applied == [2]
 
 
 def test_a_directory_exchanged_by_its_link(tmp_path: Path) -> None:

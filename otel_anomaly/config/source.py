@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from otel_anomaly.config.loading import load_config
 from otel_anomaly.config.yaml_text import TEXT_BYTES_MAX
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from otel_anomaly.config.models import Config
 
 
-class Source(NamedTuple):
+class Source:
     """The files and the overrides of the command line."""
 
-    files: tuple[Path, ...] = ()
-    overrides: tuple[str, ...] = ()
+    def __init__(self, files: tuple[Path, ...] = (), overrides: tuple[str, ...] = ()) -> None:
+        self.files, self.overrides = files, overrides
+        self.loaded = b""
+        """The fingerprint of what was loaded last."""
 
     def load(self) -> Config:
         """The configuration as it stands there now. Raises ConfigError."""
+        self.loaded = self.fingerprint()  # Before it is read: what changes meanwhile differs.
         return load_config(self.files, self.overrides)
 
     def fingerprint(self) -> bytes:

@@ -169,7 +169,8 @@ class RealFiles:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{self.place}: another process has this queue open") from None
+            why = "is open already: in another process, or its disk hung when it was closed"
+            raise ValueError(f"{self.place}: this queue {why}") from None
 
     def names(self) -> list[str]:
         return [path.name for path in self._path.iterdir()]

@@ -137,6 +137,8 @@ class DiskQueue(SendQueue):
         self._bad_told = 0
         self._wake = asyncio.Event()
         self._disk_task: asyncio.Task[None] | None = None
+        self._is_store_closed = False
+        """Used in the worker only."""
 
     def _take_limits(self, config: ExporterConfig) -> None:
         super()._take_limits(config)
@@ -207,6 +209,8 @@ class DiskQueue(SendQueue):
         if kept:
             self._fresh_charge += charge
         self._unwritten.append(_Written(parcel, kept, written))
+        if written is not None and self._shut_until_s == math.inf:
+            written.settle(not_delivered("write_failed"))  # Reserved before the disk hung.
         self._wake.set()
 
     def _fresh_max(self) -> int:
@@ -257,7 +261,6 @@ class DiskQueue(SendQueue):
         for timer in (self._sync_timer, self._room_timer):
             if timer is not None:
                 timer.cancel()
-        self._worker.close()
         await self._exporter.close()
         self.ledger.stays()
         if self._open:
@@ -276,7 +279,11 @@ class DiskQueue(SendQueue):
 
         try:
             await asyncio.wait_for(last_rounds(), LAST_ROUND_S)
+            self._worker.close()
         except TimeoutError:
+            # Should it answer one day, its files are closed then: the process may live on, and the
+            # exporter come back.
+            self._worker.close(self._close_store)
             lost = (*self._writing, *self._unwritten)
             text = "exporter %s: its disk does not answer and is left alone, %d requests unwritten"
             _LOG.error(text, self.name, len(lost))
@@ -302,6 +309,9 @@ class DiskQueue(SendQueue):
                 one.answer.settle(not_delivered("write_failed"))
 
     def _close_store(self) -> None:
+        if self._is_store_closed:
+            return
+        self._is_store_closed = True
         try:
             self._store.close()
         except OSError as error:

@@ -152,12 +152,14 @@ class DiskStore:
 
     def close(self) -> None:
         """Leave everything in order for the next start."""
-        if self._active is not None:
-            self._seal(self._active)
-        self.sync()
-        for segment in self._segments.values():
-            self._try(segment.close)
-        self._files.close()
+        try:
+            if self._active is not None:
+                self._seal(self._active)
+            self.sync()
+        finally:
+            for segment in self._segments.values():
+                self._try(segment.close)
+            self._files.close()
 
     # Writing.
 

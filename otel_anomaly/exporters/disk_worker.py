@@ -22,8 +22,8 @@ class Worker(Protocol):
     async def run(self, action: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
         """What `action` returns or raises. Who does not wait any longer leaves it to its fate."""
 
-    def close(self) -> None:
-        """No more calls."""
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        """No more calls but `last`, for which nobody waits."""
 
 
 class _Call(NamedTuple):
@@ -58,6 +58,7 @@ class ThreadWorker:
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._last: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._serve, name=f"queue {name}", daemon=True)
 
     async def run(self, action: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401
@@ -69,11 +70,14 @@ class ThreadWorker:
         self._calls.put(call)
         return await call.outcome
 
-    def close(self) -> None:
-        """End the thread when it has done what it was given."""
+    def close(self, last: Callable[[], None] | None = None) -> None:
+        """End the thread when it has done what it was given, and `last`."""
+        self._last = last
         self._calls.put(None)
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
             call.answer()
             del call  # It holds what was written.
+        if self._last is not None:
+            self._last()

@@ -14,6 +14,7 @@ Rule 2: only a thread touches the disk, never the loop, and one request at a tim
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -59,20 +60,20 @@ class FileExporter:
     async def send(self, body: bytes, signal: Signal, items: int) -> SendResult:
         """Write one record."""
         del items
-        return await asyncio.to_thread(self._write, body, signal)
+        return await asyncio.to_thread(self._write, body, signal, self._files[signal].closed)
 
     async def close(self) -> None:
         """Close the files, after a write that is still under way."""
         for file in self._files.values():
             await asyncio.to_thread(file.close)
 
-    def _write(self, body: bytes, signal: Signal) -> SendResult:
+    def _write(self, body: bytes, signal: Signal, closed: int) -> SendResult:
         try:
             record = self._encode(body, signal)
         except ValueError as error:
             return rejected(f"not OTLP: {clipped(error)}")
         try:
-            self._files[signal].append(record)
+            self._files[signal].append(record, closed)
         except OSError as error:
             return retry(clipped(error))
         return SENT
@@ -98,6 +99,8 @@ class RotatingFile:
         self.size = 0
         self.fd = -1
         """-1 while it is not open."""
+        self.closed = 0
+        """How often it was closed."""
         self._max_size = max_size
         self._max_backups = max_backups
         self._recover = recover
@@ -109,9 +112,14 @@ class RotatingFile:
         with self._lock:
             self._open()
 
-    def append(self, record: bytes) -> None:
-        """Write a record whole, or raise OSError and leave no trace of it."""
+    def append(self, record: bytes, closed: int | None = None) -> None:
+        """Write a record whole, or raise OSError and leave no trace of it.
+
+        `closed`: what it was when this began; it must not open again what was closed since.
+        """
         with self._lock:
+            if closed not in {None, self.closed}:
+                raise OSError(errno.EBADF, "closed meanwhile")
             if self.fd < 0:
                 self._open()
             if self.size and self.size + len(record) > self._max_size:
@@ -124,8 +132,9 @@ class RotatingFile:
             self.size += len(record)
 
     def close(self) -> None:
-        """Close; `append` would open it again."""
+        """Close; an `append` that begins later would open it again."""
         with self._lock:
+            self.closed += 1
             self._close()
 
     def rotate(self) -> None:
