@@ -28,8 +28,8 @@ HANG_UP: Final = getattr(signal, "SIGHUP", None)
 """What asks for a reload; there is none on Windows."""
 HEARD: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
 EXIT_OK, EXIT_CANNOT_START, EXIT_BY_FORCE = 0, 3, 4
-START_STOP_S: Final = 2.0
-"""For what has been started, when we are told to stop before all is."""
+COMPILER_S: Final = 0.5
+"""For a thread that compiles, when all else is stopped before the start was over."""
 STOP_S: Final = 15.0
 """For all of the stop but the drain: doors, snapshot, last writes. After that it ends by force."""
 
@@ -128,9 +128,13 @@ async def _started(service: Service, stop: asyncio.Event, last_resort: LastResor
             start.result()
             return True
         say("stopping before the start is over ...")
-        last_resort.arm(START_STOP_S, EXIT_OK, lambda: "stopped before anything was taken in\n")
+        limit_s = service.drain_timeout_s + STOP_S
+        last_resort.arm(limit_s, EXIT_OK, lambda: _last_words(service))
         start.cancel()
         await asyncio.wait({start})
+        say(_last_words(service).rstrip())
+        last_resort.disarm()
+        last_resort.arm(COMPILER_S, EXIT_OK, str)  # All is said.
         return False
     finally:
         told.cancel()

@@ -97,6 +97,8 @@ class Service:
         self._telling = Telling(clock, self.telemetry, out)
         self._stopping = False
         self._exporters_run = False
+        self.has_opened = False
+        """Whether a client may have been told OK."""
         self._ticker: asyncio.Task[None] | None = None
         self._told_s = -TICK_LOG_EVERY_S
         self._reloaders: list[asyncio.Task[None]] = []
@@ -122,6 +124,7 @@ class Service:
             self._telling.start(self._config)
             self._telling.tell(self._over)
             await asyncio.to_thread(warm, redacts=self._config.redact.enabled)
+            self.has_opened = True
             await self.doors.open()
         except BaseException:
             await self.stop()
@@ -151,6 +154,7 @@ class Service:
 
     async def consume(self, batch: Batch) -> Reply:
         """What the doors call with each request."""
+        began_s = asyncio.get_running_loop().time()
         # Anew: the door knew how long it was on the wire, and now it is inflated.
         refusal = self.admit(len(batch.body), batch.admitted)
         if refusal is not None:
@@ -158,12 +162,14 @@ class Service:
         reply = await self._process(batch)
         if reply.pending is None:
             return reply
-        return await self._in_time(reply.pending, batch.patience_s)
+        patience_s = batch.patience_s
+        due_s = None if patience_s is None else began_s + patience_s * PATIENCE_SHARE
+        return await self._in_time(reply.pending, due_s)
 
-    async def _in_time(self, pending: Awaitable[Reply], patience_s: float | None) -> Reply:
+    async def _in_time(self, pending: Awaitable[Reply], due_s: float | None) -> Reply:
         """The answer that is open, or while the client still listens: that there is none yet."""
         try:
-            async with asyncio.timeout(patience_s and patience_s * PATIENCE_SHARE):
+            async with asyncio.timeout_at(due_s):
                 return await pending
         except TimeoutError:
             wait_s = self._fanout.retry_after_s()
@@ -294,8 +300,9 @@ class Service:
 
     @property
     def drain_timeout_s(self) -> float:
-        """How long a stop that begins now delivers what is held."""
-        return self._config.service.drain_timeout / SECOND_NS
+        """How long a stop that begins now delivers what is held. What an earlier run left on disk
+        is no reason to stay: it was there before."""
+        return self._config.service.drain_timeout / SECOND_NS if self.has_opened else 0.0
 
     def places(self) -> dict[str, str]:
         """What listens where."""

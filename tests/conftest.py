@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from otel_anomaly.exporters import disk_queue
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,3 +33,10 @@ def _sealed_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             patch.setenv(name, LOOPBACK)
         patch.setenv("OTEL_ANOMALY_DATA", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture
+def patient_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disk queues never leave the disk of the machine alone, however long it takes."""
+    for name in ("STALL_S", "LAST_ROUND_S"):
+        monkeypatch.setattr(disk_queue, name, 60.0)

@@ -58,7 +58,8 @@ def write(file: Path, folder: Path, **sections: Any) -> None:
         "exporters": {"file": QUICK},
     }
     fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps(plain | sections))
+    service = {"memory": {"limit_percentage": 0}, **sections.get("service", {})}
+    fresh.write_text(json.dumps({**plain, **sections, "service": service}))
     fresh.replace(file)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import socket
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,7 +32,7 @@ FREE = {"endpoint": "127.0.0.1:0"}
 
 def config_in(folder: Path, **sections: Any) -> Config:
     """All parts on free ports, files in `folder`, limits that a handful of calls reach; what is
-    learned ends with the service."""
+    learned ends with the service. How full the machine is does not matter."""
     return Config.model_validate({
         "receivers": {"otlp": {"protocols": {"grpc": FREE, "http": FREE}}},
         "detectors": LOW_LIMITS,
@@ -40,6 +41,7 @@ def config_in(folder: Path, **sections: Any) -> Config:
         "storage": {"directory": str(folder), "snapshots": {"enabled": False}},
         "exporters": {"file": {"sending_queue": {"batch": {"flush_timeout": "1ms"}}}},
         **sections,
+        "service": {"memory": {"limit_percentage": 0}, **sections.get("service", {})},
     })  # fmt: skip
 
 
@@ -153,6 +155,11 @@ def logged_calls(count: int, session: str = "s-1", first: int = 0) -> bytes:
         for number in numbers
     ]
     return log_request(told, resource=[("service.name", "support")])
+
+
+def assert_free(port: int) -> None:
+    """Nobody listens on `port`: we could."""
+    socket.create_server(("127.0.0.1", port)).close()
 
 
 @contextlib.contextmanager

@@ -277,4 +277,4 @@ def test_only_the_connection_that_is_meant_is_shut(tmp_path: Path) -> None:
         assert elsewhere.recv(1) == b"x"
         file.write("still open")
         assert shut({0}) == 0
-        assert open_files() == files
+        assert open_files() <= files

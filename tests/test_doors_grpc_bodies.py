@@ -102,7 +102,7 @@ def test_slow_writers_do_not_count_for_more_than_they_hold() -> None:
         async with grpc_door() as rig, AsyncExitStack() as stack:
             clients = await many(rig, stack, 60, 100)
             bodies = rig.door._bodies.bodies
-            await until(lambda: bodies.held > 0)
+            await until(lambda: len(bodies) == 60 and bodies.held > 0)
             for _ in range(20):
                 assert await rig.export(bytes(10_000)) == b""
                 await asyncio.sleep(0.01)
@@ -144,7 +144,7 @@ def test_messages_run_out_of_time() -> None:
     """
 
     async def scenario() -> None:
-        async with grpc_door(read_timeout="100ms") as rig, AsyncExitStack() as stack:
+        async with grpc_door(read_timeout="1s") as rig, AsyncExitStack() as stack:
             (client,) = await many(rig, stack, 1, 1000)
             await until(lambda: bool(client.ended))
             assert rig.counted(Outcome.MALFORMED) == 1

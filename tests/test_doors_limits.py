@@ -149,7 +149,7 @@ def test_idle_connections_are_closed() -> None:
 
     async def scenario() -> None:
         async with (
-            http_door(idle_timeout="50ms") as rig,
+            http_door(idle_timeout="1s") as rig,
             connect(rig.door.port) as (silent, _),
             connect(rig.door.port) as served,
         ):
@@ -170,13 +170,14 @@ def test_old_connections_end_with_an_answer(run: Callable[[Any], None]) -> None:
     """
 
     async def scenario() -> None:
-        keys = {"max_connection_age": "20ms", "max_connection_age_grace": "10s"}
-        async with http_door(**keys) as rig, connect(rig.door.port) as (reader, writer):
+        async with http_door() as rig, connect(rig.door.port) as (reader, writer):
             assert await empty_post(reader, writer) == (200, None)
+            census = rig.door._listener.census
+            census.limits = census.limits._replace(age_s=0.02, age_grace_s=10)
             await until(lambda: all(each.expired for each in rig.door._listener.census._open))
             assert await empty_post(reader, writer) == (200, "close")
             assert await reader.read() == b""
-        keys["max_connection_age_grace"] = "20ms"
+        keys = {"max_connection_age": "20ms", "max_connection_age_grace": "20ms"}
         async with http_door(**keys) as rig, connect(rig.door.port) as (reader, _):
             async with asyncio.timeout(60):
                 assert await reader.read() == b""

@@ -15,6 +15,7 @@ from otel_anomaly.exporters.contract import SENT
 from otel_anomaly.handoff import Outcome, Payload, Signal
 from otel_anomaly.telemetry import Telemetry
 from tests import test_exporters_grpc, test_exporters_http, traffic
+from tests.door_rigs import until
 from tests.exporters_world import Books, FixedClock, hand_over
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def test_several_of_one_type(tmp_path: Path) -> None:
         fanout, telemetry = built(sections, tmp_path)
         await fanout.start()
         assert hand_over(fanout, BODIES[Signal.TRACES], items=8) is Outcome.ACCEPTED
+        wanted = [Books(telemetry, name) for name in ("debug", "file", "file/binary")]
+        await until(lambda: [books.sent for books in wanted] == [8, 8, 8])
         told = await fanout.stop(0.5)
         assert told == {"debug": 0, "file": 0, "otlp_grpc": 8, "otlp_http": 8, "file/binary": 0}
         assert Books(telemetry, "file/binary").sent == 8

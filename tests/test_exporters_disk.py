@@ -466,6 +466,7 @@ def real(folder: Path, hop: ScriptedExporter, telemetry: Telemetry) -> DiskQueue
     )
 
 
+@pytest.mark.usefixtures("patient_disk")
 @pytest.mark.parametrize("can_reserve", [True, False])
 def test_on_a_real_disk(
     tmp_path: Path,

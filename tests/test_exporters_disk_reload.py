@@ -39,6 +39,7 @@ async def change(exchange: Exchange, config: Config) -> None:
         undo.pop_all()
 
 
+@pytest.mark.usefixtures("patient_disk")
 def test_removed_and_named_again(tmp_path: Path) -> None:
     """
     Scenario: an exporter with a disk queue holds a request, is taken out of the configuration,

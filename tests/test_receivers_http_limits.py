@@ -170,7 +170,9 @@ def test_a_whole_body_that_we_are_late_with(monkeypatch: pytest.MonkeyPatch) -> 
         await asyncio.sleep(3600)
 
     async def scenario() -> None:
-        async with http_door(1 << 22, decode_json=lambda text, _: text, read_timeout="50ms") as rig:
+        async with http_door(
+            1 << 22, decode_json=lambda text, _: text, read_timeout="500ms"
+        ) as rig:
             monkeypatch.setattr(asyncio, "to_thread", no_time)
             noise = gzip.compress(random.Random(1).randbytes(100_000))
             text = bytes(JSON_INLINE_BYTES_MAX + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -11,9 +12,11 @@ import grpc.aio
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from otel_anomaly import service
 from otel_anomaly.exporters.contract import Kind, SendResult
 from otel_anomaly.handoff import Outcome, Signal
 from otel_anomaly.otlp.json import encode
+from otel_anomaly.otlp.scan import scan
 from otel_anomaly.receivers.grpc import SERVICES
 from tests.service_rigs import calls, running
 from tests.test_hold import silent
@@ -22,6 +25,7 @@ from tests.traffic import request
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from otel_anomaly.otlp.scan import Columns
     from tests.service_rigs import Place
 
 DISK = {"storage": "disk", "batch": {"flush_timeout": "1ms"}}
@@ -32,6 +36,7 @@ NOWHERE = {
 }
 
 
+@pytest.mark.usefixtures("patient_disk")
 def test_ok_from_a_disk_queue_and_across_a_restart(tmp_path: Path) -> None:
     """
     Scenario: calls come over both doors while the next hop is away and its queue is on disk; the
@@ -60,6 +65,7 @@ def test_ok_from_a_disk_queue_and_across_a_restart(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+@pytest.mark.usefixtures("patient_disk")
 def test_sent_again_is_judged_once(tmp_path: Path) -> None:
     """
     Scenario: with `ack: sent` one of two exporters gives up; the client sends the same again.
@@ -80,13 +86,23 @@ def test_sent_again_is_judged_once(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
-def test_the_answer_comes_before_the_deadline_of_the_client(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read_s", [0.0, 1.0])
+def test_the_answer_comes_before_the_deadline_of_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_s: float
+) -> None:
     """
-    Scenario: with `ack: sent` the next hop takes its time; a gRPC client waits for two seconds at
-    the most, less than `ack_timeout`.
+    Scenario: with `ack: sent` the next hop takes its time; a gRPC client waits for five seconds at
+    the most, less than `ack_timeout`. The same with a large request that takes long to be read.
     Guarantees: it is told to send again, and when; it does not find out by its own clock. What it
     sent is delivered all the same.
     """
+
+    def slowly(*arguments: Any) -> Columns:
+        time.sleep(read_s)
+        return scan(*arguments)
+
+    monkeypatch.setattr(service, "INLINE_BYTES_MAX", 0)
+    monkeypatch.setattr(service, "scan", slowly)
 
     async def play() -> None:
         slow = asyncio.Event()
@@ -103,7 +119,7 @@ def test_the_answer_comes_before_the_deadline_of_the_client(tmp_path: Path) -> N
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 export = channel.unary_unary(f"/{SERVICES[Signal.TRACES]}/Export")
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
-                    await export(calls(3), timeout=2)
+                    await export(calls(3), timeout=5)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
             assert "deadline" in (caught.value.details() or "")
             assert "grpc-status-details-bin" in dict(caught.value.trailing_metadata() or ())

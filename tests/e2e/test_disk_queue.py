@@ -17,6 +17,8 @@ from tests.e2e.test_lifecycle import calls_request
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.e2e
+
 KILLS = 3
 SPANS = 5
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-LOW: dict[str, Any] = {"detectors": {"rate": {"warn": 4, "block": 7}}}
+LOW: dict[str, Any] = {
+    "detectors": {"rate": {"warn": 4, "block": 7}},
+    "alerts": {"hold": "1h"},
+}
 
 
 def stream(now_ns: int) -> list[bytes]:
