@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 from typing import TYPE_CHECKING
 
 import pytest
 
+from otel_anomaly.exporters.contract import SENT, retry
 from otel_anomaly.exporters.disk_format import (
     DONE,
     NUMBER_MAX,
@@ -20,8 +22,9 @@ from otel_anomaly.exporters.disk_format import (
     pack_segment_head,
 )
 from otel_anomaly.exporters.disk_store import BAD_FILES_MAX, READ_FAILURES_MAX
-from otel_anomaly.handoff import Payload, Signal
+from otel_anomaly.handoff import Outcome, Payload, Signal
 from tests.disk_world import SimDisk, SimFile, append, bodies, store_on
+from tests.test_exporters_disk import Rig, on, record, records
 
 if TYPE_CHECKING:
     from otel_anomaly.exporters.disk_store import DiskStore
@@ -392,3 +395,37 @@ def test_only_what_was_read_is_pruned() -> None:
     assert closed <= set(disk.nodes)
     assert sum(name.endswith(".bad") for name in disk.nodes) == BAD_FILES_MAX
     assert store.bad_segments == 24
+
+
+def test_ok_after_a_bout_of_read_errors_is_kept() -> None:
+    """
+    Scenario: the next hop is away and requests lie on disk alone, where for a while nothing can be
+    read; what lay there is given up. Then reads work, and larger requests come, before the next
+    hop is back.
+    Guarantees: every request that was told OK after that is delivered; nothing is held for ever,
+    and the ledger adds up.
+    """
+    disk = SimDisk(random.Random(0))
+
+    async def scenario(rig: Rig) -> None:
+        rig.hop.judge = lambda _: retry("away")
+        disk.fault = lambda call, name: (
+            OSError(errno.EIO, "unreadable") if call == "read" and name.endswith(".seg") else None
+        )
+        for number in range(300):
+            assert await rig.send(record(number, 256)).outcome() is Outcome.ACCEPTED
+        await asyncio.sleep(2 * READ_FAILURES_MAX)
+        lost = rig.books.dropped("damaged")
+        assert 0 < lost == rig.books.dropped() < 300
+        disk.fault = lambda _call, _name: None
+        late = [record(number, 256) for number in range(300, 310)]
+        for body in late:
+            assert await rig.send(body, items=10).outcome() is Outcome.ACCEPTED
+        rig.hop.judge = lambda _: SENT
+        await rig.fanout.stop(1000)
+        seen = {each for body in rig.hop.bodies for each in records(body)}
+        assert {body[:16] for body in late} <= seen
+        assert (rig.books.sent, rig.books.held) == (300 - lost + 100, 0)
+        assert rig.balance() == (400, 0)
+
+    on(disk, scenario, disk_size="64MiB", queue_size="1MiB", batch={"max_size": "64KiB"})

@@ -336,6 +336,8 @@ class DiskStore:
         if segment.sealed:
             self._try(segment.close)
             segment.forget()
+        elif given_up:  # What is written from now on is read again, in a segment of its own.
+            self._seal(segment)
         self._tidy(segment)
         return lost
 
