@@ -102,10 +102,9 @@ class DiskStore:
     def __init__(self, files: Files, *, size: int, fsync: str, key: Callable[[], int]) -> None:
         """`size` is the whole log's; `key` gives 64 random bits."""
         self._files, self._fsync, self._key = files, fsync, key
-        self._segment_bytes = min(max(size // SEGMENTS_SHARE, SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX)
-        self._ahead = min(self._segment_bytes, AHEAD_BYTES_MAX)
         self._segments: dict[int, Segment] = {}
         self._active: Segment | None = None
+        self.resize(size)
         self._next_id = self._next_number = 1
         self._untaken: set[int] = set()
         self._unsynced: set[Segment] = set()
@@ -129,6 +128,13 @@ class DiskStore:
     def headroom(self) -> int:
         """Reserved bytes that nothing is written in."""
         return max(self._active.reserved - self._active.end, 0) if self._active else 0
+
+    def resize(self, size: int) -> None:
+        """Go by another size of the whole log from now on; what it holds stays."""
+        self._segment_bytes = min(max(size // SEGMENTS_SHARE, SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX)
+        self._ahead = min(self._segment_bytes, AHEAD_BYTES_MAX)
+        if self._active is not None:
+            self._tidy(self._active)  # Small once, it may be all that fits now.
 
     # Start and end.
 
