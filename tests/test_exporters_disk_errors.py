@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 from typing import TYPE_CHECKING
 
 import pytest
 
+from otel_anomaly.exporters.contract import SENT, retry
 from otel_anomaly.exporters.disk_format import (
     DONE,
     NUMBER_MAX,
@@ -20,8 +22,9 @@ from otel_anomaly.exporters.disk_format import (
     pack_segment_head,
 )
 from otel_anomaly.exporters.disk_store import BAD_FILES_MAX, READ_FAILURES_MAX
-from otel_anomaly.handoff import Payload, Signal
+from otel_anomaly.handoff import Outcome, Payload, Signal
 from tests.disk_world import SimDisk, SimFile, append, bodies, store_on
+from tests.test_exporters_disk import Rig, on, record, records
 
 if TYPE_CHECKING:
     from otel_anomaly.exporters.disk_store import DiskStore
@@ -392,3 +395,113 @@ def test_only_what_was_read_is_pruned() -> None:
     assert closed <= set(disk.nodes)
     assert sum(name.endswith(".bad") for name in disk.nodes) == BAD_FILES_MAX
     assert store.bad_segments == 24
+
+
+def test_ok_after_a_bout_of_read_errors_is_kept() -> None:
+    """
+    Scenario: the next hop is away and requests lie on disk alone, where for a while nothing can be
+    read; what lay there is given up. Then reads work, and larger requests come, before the next
+    hop is back.
+    Guarantees: every request that was told OK after that is delivered; nothing is held for ever,
+    and the ledger adds up.
+    """
+    disk = SimDisk(random.Random(0))
+
+    async def scenario(rig: Rig) -> None:
+        rig.hop.judge = lambda _: retry("away")
+        disk.fault = lambda call, name: (
+            OSError(errno.EIO, "unreadable") if call == "read" and name.endswith(".seg") else None
+        )
+        for number in range(300):
+            assert await rig.send(record(number, 256)).outcome() is Outcome.ACCEPTED
+        await asyncio.sleep(2 * READ_FAILURES_MAX)
+        lost = rig.books.dropped("damaged")
+        assert 0 < lost == rig.books.dropped() < 300
+        disk.fault = lambda _call, _name: None
+        late = [record(number, 256) for number in range(300, 310)]
+        for body in late:
+            assert await rig.send(body, items=10).outcome() is Outcome.ACCEPTED
+        rig.hop.judge = lambda _: SENT
+        await rig.fanout.stop(1000)
+        seen = {each for body in rig.hop.bodies for each in records(body)}
+        assert {body[:16] for body in late} <= seen
+        assert (rig.books.sent, rig.books.held) == (300 - lost + 100, 0)
+        assert rig.balance() == (400, 0)
+
+    on(disk, scenario, disk_size="64MiB", queue_size="1MiB", batch={"max_size": "64KiB"})
+
+
+@pytest.mark.parametrize("ending", ["stop", "kill"])
+def test_marks_that_a_full_disk_refused_are_written_later(ending: str) -> None:
+    """
+    Scenario: others fill the disk; 300 requests go into reserved room and are delivered, but none
+    can be marked. Then there is room, the next hop goes away, and one request more comes before the
+    end, in order or by a kill.
+    Guarantees: the next process has that one request and sends nothing twice.
+    """
+    disk = SimDisk(random.Random(0))
+
+    def full(call: str, name: str) -> OSError | None:
+        needs_room = call == "reserve" or (call == "write" and name.endswith(".ack"))
+        return OSError(errno.ENOSPC, "No space left on device") if needs_room else None
+
+    async def first(rig: Rig) -> None:
+        assert await rig.send(record(0)).outcome() is Outcome.ACCEPTED
+        await asyncio.sleep(2)
+        disk.fault = full
+        for number in range(1, 301):
+            assert await rig.send(record(number)).outcome() is Outcome.ACCEPTED
+        await asyncio.sleep(5)
+        assert (rig.books.sent, rig.books.held) == (301, 0)
+        disk.fault = lambda _call, _name: None
+        rig.hop.judge = lambda _: retry("away")
+        await asyncio.sleep(5)
+        assert await rig.send(record(301)).outcome() is Outcome.ACCEPTED
+        await asyncio.sleep(5)
+        if ending == "stop":
+            await rig.fanout.stop(1)
+
+    async def second(rig: Rig) -> None:
+        assert (rig.books.held, rig.balance()) == (1, (1, 1))
+        assert rig.books.read(rig.telemetry.doubtful_spans) == 1
+        await asyncio.sleep(5)
+        assert rig.hop.bodies == [record(301)]
+        await rig.fanout.stop(1)
+        assert disk.nodes == {}
+
+    on(disk, first, disk_size="64MiB")
+    on(disk, second, disk_size="64MiB")
+
+
+def test_an_orderly_end_writes_the_marks_that_are_due() -> None:
+    """
+    Scenario: the books of two segments cannot be written; of each, one record of two is done, and
+    nothing else happens before the log is closed with room again.
+    Guarantees: no file stays open meanwhile but the one that is written; the next start finds what
+    was not done, and knows how much it is without reading the records.
+    """
+    disk = SimDisk(random.Random(0))
+    store = store_on(disk, size=1 << 20)
+    store.open()
+    disk.fault = lambda call, name: (
+        OSError(errno.ENOSPC, "full") if call == "write" and name.endswith(".ack") else None
+    )
+    places = append(store, [payload(number, 40_000) for number in range(4)], kept=True)
+    assert len({place.segment for place in places}) == 2
+    store.mark([(DONE, places[0], 2), (DONE, places[2], 2)])
+    store.mark([])
+    assert disk.open_files <= 2
+    disk.fault = lambda _call, _name: None
+    store.close()
+    reads: list[str] = []
+
+    def watch(call: str, name: str) -> None:
+        if call == "read" and name.endswith(".seg"):
+            reads.append(name)
+
+    disk.fault = watch
+    store = store_on(disk)
+    assert store.open() == (2, 4, 0)
+    assert len(reads) == 2, "the heads of the segments"
+    disk.fault = lambda _call, _name: None
+    assert numbers(store) == [1, 3]

@@ -13,7 +13,9 @@ from otel_anomaly.config import Config
 from otel_anomaly.exporters import Exchange, Makers
 from otel_anomaly.handoff import Outcome, Payload, Signal
 from otel_anomaly.telemetry import Telemetry
-from tests.exporters_world import FixedClock
+from tests.disk_world import SimDisk
+from tests.exporters_world import FixedClock, section
+from tests.test_exporters_disk import MIB, RECORD, Rig, on, record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,3 +77,26 @@ def test_removed_and_named_again(tmp_path: Path) -> None:
         await exchange.fanout.stop(0)
 
     asyncio.run(play())
+
+
+def test_a_smaller_disk_size_does_not_shut_the_door() -> None:
+    """
+    Scenario: 15 MiB were written and delivered; then a reload leaves 16 MiB of the 8 GiB that the
+    disk queue could have, and a request of 2 MiB comes.
+    Guarantees: nothing is held, so nothing takes room, and the request is taken.
+    """
+    disk = SimDisk(random.Random(0))
+
+    async def scenario(rig: Rig) -> None:
+        for number in range(15):
+            assert await rig.send(record(number, MIB // RECORD)).outcome() is Outcome.ACCEPTED
+        await asyncio.sleep(5)
+        assert rig.books.held == 0
+        rig.queue.retune(section(queue={"storage": "disk", "disk_size": "16MiB"}))
+        await asyncio.sleep(1)
+        assert rig.books.size == 0
+        assert await rig.send(record(15, 2 * MIB // RECORD)).outcome() is Outcome.ACCEPTED
+        await rig.fanout.stop(10)
+        assert disk.nodes == {}
+
+    on(disk, scenario, disk_size="8GiB")

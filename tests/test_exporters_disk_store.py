@@ -445,3 +445,31 @@ def test_a_segment_that_cannot_be_read_is_given_up() -> None:
     assert (loaded.lost_requests, loaded.lost_spans) == (1, 1)
     assert [number_of(record.body) for _, record in loaded.records] == [1]
     assert bad.replace(".seg", ".bad") in disk.nodes
+
+
+def test_what_comes_after_a_segment_was_given_up_is_read() -> None:
+    """
+    Scenario: the segment that is being written cannot be read for good; it is given up, with one
+    record of it still in memory. Then more is written, and what is in memory is done.
+    Guarantees: the new records are loaded, each once, and nothing more is lost; the old segment is
+    kept as `.bad`, counted once.
+    """
+    disk = SimDisk(random.Random(0))
+    store = store_on(disk, size=64 << 20)
+    store.open()
+    (here,) = append(store, [payload(0)], kept=True)
+    append(store, [payload(number) for number in range(1, 4)])
+    (bad,) = disk.nodes
+    disk.fault = lambda call, name: (
+        OSError(errno.EIO, "unreadable") if call == "read" and name == bad else None
+    )
+    lost = sum(store.load(1000).lost_requests for _ in range(READ_FAILURES_MAX))
+    assert (lost, store.left, store.unread) == (3, 1, 0)
+    for number in range(4, 8):
+        append(store, [payload(number)])
+        loaded = store.load(1000)
+        assert [number_of(record.body) for _, record in loaded.records] == [number]
+        assert loaded[1:] == (0, 0, 0, 0)
+    store.mark([(DONE, here, 1)])
+    assert bad.replace(".seg", ".bad") in disk.nodes
+    assert (store.bad_segments, store.left) == (1, 4)

@@ -149,6 +149,11 @@ class DiskQueue(SendQueue):
         self._load_bytes = min(LOAD_BYTES_MAX, self._memory_max // 8)
         self._sync_s = None if queue.fsync == "never" else queue.fsync_interval / SECOND_NS
 
+    def retune(self, config: ExporterConfig) -> None:
+        """Go by other limits from now on. The disk hears of them with a round."""
+        super().retune(config)
+        self._ask_for_room()
+
     # The door.
 
     @property
@@ -346,7 +351,7 @@ class DiskQueue(SendQueue):
         marks, self._marks = self._marks, []
         need = self._reserved + self._unwritten_charge + self._wanted
         self._writing = batch
-        done = await self._at_disk(self._write_round, batch, marks, need)
+        done = await self._at_disk(self._write_round, batch, marks, need, self.capacity)
         self._writing = []
         for one, place in zip(batch, done.places, strict=False):
             self._is_written(one, place)
@@ -355,10 +360,11 @@ class DiskQueue(SendQueue):
         self._after(done.error)
 
     def _write_round(
-        self, batch: list[_Written], marks: list[tuple[int, Place, int]], need: int
+        self, batch: list[_Written], marks: list[tuple[int, Place, int]], need: int, size: int
     ) -> _Round:
         error = ""
         places: list[Place] = []
+        self._store.resize(size)
         try:
             self._store.prepare(need)
         except OSError as failure:

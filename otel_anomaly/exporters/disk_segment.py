@@ -75,6 +75,7 @@ class Segment:
         self._book: File | None = None
         self._book_end = 0
         self._book_dirty = False
+        self._marks_due = b""
         self.has_book = False
         # A bit for each record not to be loaded: kept in memory, or done in an earlier run.
         self._kept: bytearray | None = None
@@ -176,14 +177,18 @@ class Segment:
     # The marks.
 
     def write_marks(self, lines: Iterable[tuple[int, int, int]]) -> None:
-        """Append (kind, number, spans)."""
+        """Append (kind, number, spans). What cannot be written goes before what comes next."""
         seed = self.head.seed
         data = b"".join([pack_mark(kind, number, spans, seed) for kind, number, spans in lines])
-        self._open_book().write([data], self._book_end)
-        self._book_end += len(data)
-        self._book_dirty = True
-        if self.sealed:
-            self._close_book()
+        self._marks_due += data  # A few for each record: RECORDS_MAX bounds them.
+        try:
+            self._open_book().write([self._marks_due], self._book_end)
+            self._book_end += len(self._marks_due)
+            self._marks_due = b""
+            self._book_dirty = True
+        finally:
+            if self.sealed:
+                self._close_book()
 
     def sync_marks(self) -> None:
         """Force them to the disk."""

@@ -102,13 +102,14 @@ class DiskStore:
     def __init__(self, files: Files, *, size: int, fsync: str, key: Callable[[], int]) -> None:
         """`size` is the whole log's; `key` gives 64 random bits."""
         self._files, self._fsync, self._key = files, fsync, key
-        self._segment_bytes = min(max(size // SEGMENTS_SHARE, SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX)
-        self._ahead = min(self._segment_bytes, AHEAD_BYTES_MAX)
         self._segments: dict[int, Segment] = {}
         self._active: Segment | None = None
+        self.resize(size)
         self._next_id = self._next_number = 1
         self._untaken: set[int] = set()
         self._unsynced: set[Segment] = set()
+        self._unmarked: list[Segment] = []
+        """Their marks could not be written."""
         self._names_changed = False
         self.charge = 0
         """Bytes that all segments take."""
@@ -127,6 +128,13 @@ class DiskStore:
     def headroom(self) -> int:
         """Reserved bytes that nothing is written in."""
         return max(self._active.reserved - self._active.end, 0) if self._active else 0
+
+    def resize(self, size: int) -> None:
+        """Go by another size of the whole log from now on; what it holds stays."""
+        self._segment_bytes = min(max(size // SEGMENTS_SHARE, SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX)
+        self._ahead = min(self._segment_bytes, AHEAD_BYTES_MAX)
+        if self._active is not None:
+            self._tidy(self._active)  # Small once, it may be all that fits now.
 
     # Start and end.
 
@@ -155,6 +163,7 @@ class DiskStore:
         try:
             if self._active is not None:
                 self._seal(self._active)
+            self.mark(())  # The sealing gave room back, perhaps.
             self.sync()
         finally:
             for segment in self._segments.values():
@@ -222,12 +231,14 @@ class DiskStore:
         return places
 
     def mark(self, marks: Iterable[tuple[int, Place, int]]) -> None:
-        """Note (kind, place, spans). A failure costs a repetition, nothing else.
+        """Note (kind, place, spans), and what could not be written before: the book has no reserved
+        room. A process that dies before it can be costs a repetition, nothing else.
 
         So does a power cut, up to the next `sync`, also with `fsync: always`: to force the marks
         with each round took 20 to 40 % of the small requests (32 clients, 5.3 KB, 2-core machine).
         """
-        by_segment: dict[Segment, list[tuple[int, int, int]]] = {}
+        by_segment: dict[Segment, list[tuple[int, int, int]]]
+        by_segment, self._unmarked = {segment: [] for segment in self._unmarked}, []
         for kind, (segment, number), spans in marks:
             by_segment.setdefault(segment, []).append((kind, number, spans))
             if kind == DONE:
@@ -240,7 +251,8 @@ class DiskStore:
                 try:
                     segment.write_marks(lines)
                 except OSError as error:
-                    self._note(f"cannot write {segment.book_name}", error)
+                    self._note("cannot mark what was sent", error)  # One text for all books.
+                    self._unmarked.append(segment)
             self._tidy(segment)
 
     def sync(self) -> None:
@@ -336,6 +348,8 @@ class DiskStore:
         if segment.sealed:
             self._try(segment.close)
             segment.forget()
+        elif given_up:  # What is written from now on is read again, in a segment of its own.
+            self._seal(segment)
         self._tidy(segment)
         return lost
 
@@ -461,6 +475,7 @@ class DiskStore:
             segment.finish(sync=self._fsync != "never")
         except OSError as error:
             # Without its summary the next start reads it record by record.
+            self._unmarked.append(segment)
             self._note(f"cannot end {segment.name}", error)
 
     def _tidy(self, segment: Segment) -> None:

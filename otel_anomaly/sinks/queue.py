@@ -192,8 +192,10 @@ class SinkWorker:
                     return
                 wait_s = min(wait_s * 2, wait_s_max)
             except Exception as error:  # noqa: BLE001 - a bug of ours must not stop the sink.
-                self._problem = f"{self._name}: a record cannot be written: {error!r}"
-                self._set_apart(group, type(error).__name__)
+                # Its words may quote the record, and the problem stands in /healthz.
+                kind = type(error).__name__
+                self._problem = f"{self._name}: a record cannot be written: {kind}"
+                self._set_apart(group, kind)
                 return
             else:
                 self._problem = None
