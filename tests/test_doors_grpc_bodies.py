@@ -20,7 +20,17 @@ from otel_anomaly.receivers import grpc_bodies, unfinished
 from otel_anomaly.receivers.grpc_bodies import GrpcBodies, Peer, address_of
 from otel_anomaly.receivers.unfinished import BODIES_HELD_MAX
 from tests.door_rigs import GrpcRig, grpc_door, gzip_bomb, until
-from tests.raw_http2 import EXPORT, GOAWAY, RawClient, message_head
+from tests.raw_http2 import (
+    CANCEL,
+    DATA,
+    END_STREAM,
+    EXPORT,
+    GOAWAY,
+    RST_STREAM,
+    RawClient,
+    frame,
+    message_head,
+)
 
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells bytes received")
@@ -150,6 +160,38 @@ def test_messages_run_out_of_time() -> None:
             assert rig.counted(Outcome.MALFORMED) == 1
             assert rig.consumer.batches == []
             assert await rig.export(b"x") == b""
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("way", ["reset", "drop", "too large"])
+def test_clients_that_go_away_send_no_garbage(way: str) -> None:
+    """
+    Scenario: a client resets its stream in the middle of a message, or its connection breaks there,
+    or the message is too large and grpcio refuses it; afterwards one ends its stream without one.
+    Guarantees: only the last is counted, as malformed.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            bodies = rig.door._bodies.bodies
+            if way == "too large":
+                error = await rig.refusal(bytes(MIB + 1))
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            else:
+                (client,) = await many(rig, stack, 1, 1000)
+                await until(lambda: len(bodies) == 1)
+                if way == "reset":
+                    client._writer.write(frame(RST_STREAM, 0, 1, CANCEL.to_bytes(4, "big")))
+                else:
+                    client._writer.transport.abort()
+            await until(lambda: len(bodies) == 0)
+            async with RawClient(rig.door.port) as client:
+                client.open()
+                client._writer.write(frame(DATA, END_STREAM, 1, message_head(1000) + bytes(100)))
+                await until(lambda: bool(client.ended))
+            counts = {each: rig.counted(each) for each in Outcome if rig.counted(each)}
+            assert counts == {Outcome.MALFORMED: 1}
 
     asyncio.run(scenario())
 

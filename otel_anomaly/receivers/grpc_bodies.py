@@ -188,6 +188,9 @@ class GrpcBodies:
         try:
             wire = await context.read()
             if wire is EOF:
+                # So grpcio also tells that the client has gone, or that it refused the message
+                # itself. It cancels this task then, at the latest when it is asked once more.
+                await context.read()
                 raise malformed("the request has no message")
             peer.done += len(wire) + REQUEST_OVERHEAD
             if wire[:1] not in COMPRESSED_BEGIN:
