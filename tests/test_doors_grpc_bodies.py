@@ -79,7 +79,7 @@ def test_health_checks_are_under_the_same_bound(method: str) -> None:
     Scenario: twelve clients without any credential send most of a message of the limit to the
     health service and stop.
     Guarantees: so many are given up that the rest fits under the bound of all requests; a real
-    check is answered; when all have gone, nothing is held and nobody is counted as asking.
+    check is answered; when all have gone, nothing is held and nobody is counted as watching.
     """
     auth = {"bearer": {"tokens": ["a-token-of-somebody"]}}
 
@@ -96,7 +96,7 @@ def test_health_checks_are_under_the_same_bound(method: str) -> None:
             await stack.aclose()
             await until(lambda: len(bodies) == 0)
             assert bodies.held == 0
-            await until(lambda: not rig.door._health._asking)
+            await until(lambda: not rig.door._health._watching)
 
     asyncio.run(scenario())
 
@@ -194,6 +194,33 @@ def test_clients_that_go_away_send_no_garbage(way: str) -> None:
             assert counts == {Outcome.MALFORMED: 1}
 
     asyncio.run(scenario())
+
+
+def test_a_failing_look_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Scenario: asking how much came fails in a way that nobody thought of, every time, with a
+    message under way; when it has failed, there is little time for messages to arrive.
+    Guarantees: it is told once, and the message is given up.
+    """
+    asked = 0
+
+    def fail(_host: str, _port: int) -> int | None:
+        nonlocal asked
+        asked += 1
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            rig.door._bodies._received = fail
+            (client,) = await many(rig, stack, 1, 1000)
+            await until(lambda: asked > 1)
+            rig.door._bodies.timeout_s = 0.1
+            await until(lambda: bool(client.ended))
+
+    asyncio.run(scenario())
+    assert [record.getMessage() for record in caplog.records] == [
+        "OTLP/grpc: what is under way could not be weighed"
+    ]
 
 
 def test_where_nobody_knows_a_slow_message_counts_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ none of OTLP's has such a field: what does not inflate then is taken as it is.
 from __future__ import annotations
 
 import asyncio
+import logging
 import urllib.parse
 import zlib
 from collections import OrderedDict
@@ -47,6 +48,8 @@ from otel_anomaly.receivers.unfinished import Body, Refused, Unfinished
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LOG: Final = logging.getLogger("otel_anomaly")
+LOG_EVERY_S: Final = 60.0
 GZIP_MAGIC: Final = b"\x1f\x8b"
 COMPRESSED_BEGIN: Final = (GZIP_MAGIC[:1], b"x")
 ZLIB_CHECK: Final = 31
@@ -142,6 +145,7 @@ class GrpcBodies:
         self._kernel: TcpBytes | None = None
         self._received = received
         self._watcher: asyncio.Task[None] | None = None
+        self._logged_s = -LOG_EVERY_S
 
     def open(self, port: int) -> None:
         """The door's port is known."""
@@ -240,11 +244,19 @@ class GrpcBodies:
                 break
             began_s = loop.time()
             self.bodies.thin_out(began_s - LOOK_S)
-            await self._weigh_the_slow(began_s)
+            self._give_up_the_late(began_s)
+            try:
+                await self._weigh_the_slow(began_s)
+            except Exception:  # A watch that ends would leave the door without bounds.
+                self._log_failure(began_s)
             self.bodies.relieve(loop.time())
-            self._give_up_the_late(loop.time())
             rest_s = max(LOOK_S, (loop.time() - began_s) / LOOK_SHARE)
         self._watcher = None
+
+    def _log_failure(self, now_s: float) -> None:
+        if now_s - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
+            LOG.exception("OTLP/grpc: what is under way could not be weighed")
 
     async def _weigh_the_slow(self, now_s: float) -> None:
         slow: dict[Peer, list[Body]] = {}
