@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from otel_anomaly.config import GrpcReceiverConfig
 from otel_anomaly.handoff import Outcome
 from otel_anomaly.receivers import grpc_bodies, unfinished
-from otel_anomaly.receivers.grpc_bodies import GrpcBodies, Peer, address_of
+from otel_anomaly.receivers.grpc_bodies import GrpcBodies, address_of
 from otel_anomaly.receivers.unfinished import BODIES_HELD_MAX
 from tests.door_rigs import GrpcRig, grpc_door, gzip_bomb, until
 from tests.raw_http2 import (
@@ -219,7 +219,7 @@ def test_a_failing_look_does_not_end_the_watch(caplog: pytest.LogCaptureFixture)
 
     asyncio.run(scenario())
     assert [record.getMessage() for record in caplog.records] == [
-        "OTLP/grpc: what is under way could not be weighed"
+        "OTLP/grpc: messages under way could not be looked at"
     ]
 
 
@@ -420,93 +420,6 @@ def test_names_of_peers(peer: str, address: tuple[str, int] | None) -> None:
     Guarantees: host and port; None for what has none.
     """
     assert address_of(peer) == address
-
-
-def test_what_is_under_way_on_a_connection() -> None:
-    """
-    Scenario: what the kernel says against what came whole; then a smaller number than that, of
-    requests that are shorter than thought or of a port that belongs to somebody new; then more.
-    Guarantees: the difference, framing left out; of the smaller number nothing counts, and from
-    there on what comes does.
-    """
-    peer = Peer("ipv4:10.0.0.1:1")
-    peer.done = 1000
-    assert peer.under_way(1000) == 0
-    assert 0.95 * MIB < peer.under_way(MIB + 1000) <= MIB
-    assert peer.under_way(500) == 0
-    assert peer.under_way(1500) == int(1000 / grpc_bodies.FRAMING)
-
-
-class Wire:
-    """A connection as the kernel and grpcio tell of it: requests of so many bytes beside their
-    messages."""
-
-    def __init__(self, overhead: int) -> None:
-        self.overhead = overhead
-        self.received = 0
-        self.asked = 0
-        self.is_known = True
-        self._message = b""
-
-    def ask(self, _host: str, _port: int) -> int | None:
-        """As the kernel is asked."""
-        self.asked += 1
-        return self.received if self.is_known else None
-
-    def comes(self, message: bytes) -> Wire:
-        """A request is here."""
-        self.received += len(message) + self.overhead
-        self._message = message
-        return self
-
-    async def read(self) -> bytes:
-        """As the context of a request."""
-        return self._message
-
-
-@pytest.mark.parametrize("overhead", [40, 200])
-def test_small_requests_weigh_nothing_afterwards(overhead: int) -> None:
-    """
-    Scenario: a connection that brings a hundred thousand small requests, which are shorter or
-    longer on the wire than they are taken for; then half a message of the limit, which stops.
-    Guarantees: it weighs what has come of it, not what came in all, and within a part of the limit;
-    the kernel is asked about few of the requests.
-    """
-
-    async def scenario() -> None:
-        wire = Wire(overhead)
-        bodies = GrpcBodies(MIB, 60, wire.ask)
-        peer = bodies.peer("ipv4:10.0.0.1:1")
-        for _ in range(100_000):
-            assert await bodies.read(wire.comes(b"abc"), peer) == b"abc"
-        assert wire.asked < 1000
-        wire.received += MIB // 2
-        slow = bodies.bodies.begin(peer.client, asyncio.timeout(None), 0)
-        peer.reading = 1
-        bodies._weigh(peer, [slow], 10)
-        assert 0.4 * MIB < slow.bytes < 0.6 * MIB
-        await bodies.close()
-
-    asyncio.run(scenario())
-
-
-def test_where_nobody_knows_it_is_not_asked_again() -> None:
-    """
-    Scenario: the kernel does not say how much came; many small requests.
-    Guarantees: it is asked once: where a sandbox never answers, each question takes its time.
-    """
-
-    async def scenario() -> None:
-        wire = Wire(40)
-        wire.is_known = False
-        bodies = GrpcBodies(MIB, 60, wire.ask)
-        peer = bodies.peer("ipv4:10.0.0.1:1")
-        for _ in range(1000):
-            await bodies.read(wire.comes(b"abc"), peer)
-        assert wire.asked == 1
-        await bodies.close()
-
-    asyncio.run(scenario())
 
 
 def test_connections_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

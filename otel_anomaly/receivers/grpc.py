@@ -250,6 +250,7 @@ class GrpcReceiver:
                     body = await bodies.read(context, peer)
                     reply = await take(body, 0, context.time_remaining())
                 else:
+                    peer.is_unsure = True  # What comes of the message is never read.
                     intake.count(reply.outcome)
             except Refused as refusal:
                 reply = refusal.reply
