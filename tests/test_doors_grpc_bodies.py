@@ -17,10 +17,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from otel_anomaly.config import GrpcReceiverConfig
 from otel_anomaly.handoff import Outcome
 from otel_anomaly.receivers import grpc_bodies, unfinished
-from otel_anomaly.receivers.grpc_bodies import GrpcBodies, Peer, address_of
+from otel_anomaly.receivers.grpc_bodies import GrpcBodies, address_of
 from otel_anomaly.receivers.unfinished import BODIES_HELD_MAX
 from tests.door_rigs import GrpcRig, grpc_door, gzip_bomb, until
-from tests.raw_http2 import EXPORT, GOAWAY, RawClient, message_head
+from tests.raw_http2 import (
+    CANCEL,
+    DATA,
+    END_STREAM,
+    EXPORT,
+    GOAWAY,
+    RST_STREAM,
+    RawClient,
+    frame,
+    message_head,
+)
 
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells bytes received")
@@ -69,7 +79,7 @@ def test_health_checks_are_under_the_same_bound(method: str) -> None:
     Scenario: twelve clients without any credential send most of a message of the limit to the
     health service and stop.
     Guarantees: so many are given up that the rest fits under the bound of all requests; a real
-    check is answered; when all have gone, nothing is held and nobody is counted as asking.
+    check is answered; when all have gone, nothing is held and nobody is counted as watching.
     """
     auth = {"bearer": {"tokens": ["a-token-of-somebody"]}}
 
@@ -86,7 +96,7 @@ def test_health_checks_are_under_the_same_bound(method: str) -> None:
             await stack.aclose()
             await until(lambda: len(bodies) == 0)
             assert bodies.held == 0
-            await until(lambda: not rig.door._health._asking)
+            await until(lambda: not rig.door._health._watching)
 
     asyncio.run(scenario())
 
@@ -152,6 +162,65 @@ def test_messages_run_out_of_time() -> None:
             assert await rig.export(b"x") == b""
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("way", ["reset", "drop", "too large"])
+def test_clients_that_go_away_send_no_garbage(way: str) -> None:
+    """
+    Scenario: a client resets its stream in the middle of a message, or its connection breaks there,
+    or the message is too large and grpcio refuses it; afterwards one ends its stream without one.
+    Guarantees: only the last is counted, as malformed.
+    """
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            bodies = rig.door._bodies.bodies
+            if way == "too large":
+                error = await rig.refusal(bytes(MIB + 1))
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            else:
+                (client,) = await many(rig, stack, 1, 1000)
+                await until(lambda: len(bodies) == 1)
+                if way == "reset":
+                    client._writer.write(frame(RST_STREAM, 0, 1, CANCEL.to_bytes(4, "big")))
+                else:
+                    client._writer.transport.abort()
+            await until(lambda: len(bodies) == 0)
+            async with RawClient(rig.door.port) as client:
+                client.open()
+                client._writer.write(frame(DATA, END_STREAM, 1, message_head(1000) + bytes(100)))
+                await until(lambda: bool(client.ended))
+            counts = {each: rig.counted(each) for each in Outcome if rig.counted(each)}
+            assert counts == {Outcome.MALFORMED: 1}
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_look_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Scenario: asking how much came fails in a way that nobody thought of, every time, with a
+    message under way; when it has failed, there is little time for messages to arrive.
+    Guarantees: it is told once, and the message is given up.
+    """
+    asked = 0
+
+    def fail(_host: str, _port: int) -> int | None:
+        nonlocal asked
+        asked += 1
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        async with grpc_door() as rig, AsyncExitStack() as stack:
+            rig.door._bodies._received = fail
+            (client,) = await many(rig, stack, 1, 1000)
+            await until(lambda: asked > 1)
+            rig.door._bodies.timeout_s = 0.1
+            await until(lambda: bool(client.ended))
+
+    asyncio.run(scenario())
+    assert [record.getMessage() for record in caplog.records] == [
+        "OTLP/grpc: messages under way could not be looked at"
+    ]
 
 
 def test_where_nobody_knows_a_slow_message_counts_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,93 +420,6 @@ def test_names_of_peers(peer: str, address: tuple[str, int] | None) -> None:
     Guarantees: host and port; None for what has none.
     """
     assert address_of(peer) == address
-
-
-def test_what_is_under_way_on_a_connection() -> None:
-    """
-    Scenario: what the kernel says against what came whole; then a smaller number than that, of
-    requests that are shorter than thought or of a port that belongs to somebody new; then more.
-    Guarantees: the difference, framing left out; of the smaller number nothing counts, and from
-    there on what comes does.
-    """
-    peer = Peer("ipv4:10.0.0.1:1")
-    peer.done = 1000
-    assert peer.under_way(1000) == 0
-    assert 0.95 * MIB < peer.under_way(MIB + 1000) <= MIB
-    assert peer.under_way(500) == 0
-    assert peer.under_way(1500) == int(1000 / grpc_bodies.FRAMING)
-
-
-class Wire:
-    """A connection as the kernel and grpcio tell of it: requests of so many bytes beside their
-    messages."""
-
-    def __init__(self, overhead: int) -> None:
-        self.overhead = overhead
-        self.received = 0
-        self.asked = 0
-        self.is_known = True
-        self._message = b""
-
-    def ask(self, _host: str, _port: int) -> int | None:
-        """As the kernel is asked."""
-        self.asked += 1
-        return self.received if self.is_known else None
-
-    def comes(self, message: bytes) -> Wire:
-        """A request is here."""
-        self.received += len(message) + self.overhead
-        self._message = message
-        return self
-
-    async def read(self) -> bytes:
-        """As the context of a request."""
-        return self._message
-
-
-@pytest.mark.parametrize("overhead", [40, 200])
-def test_small_requests_weigh_nothing_afterwards(overhead: int) -> None:
-    """
-    Scenario: a connection that brings a hundred thousand small requests, which are shorter or
-    longer on the wire than they are taken for; then half a message of the limit, which stops.
-    Guarantees: it weighs what has come of it, not what came in all, and within a part of the limit;
-    the kernel is asked about few of the requests.
-    """
-
-    async def scenario() -> None:
-        wire = Wire(overhead)
-        bodies = GrpcBodies(MIB, 60, wire.ask)
-        peer = bodies.peer("ipv4:10.0.0.1:1")
-        for _ in range(100_000):
-            assert await bodies.read(wire.comes(b"abc"), peer) == b"abc"
-        assert wire.asked < 1000
-        wire.received += MIB // 2
-        slow = bodies.bodies.begin(peer.client, asyncio.timeout(None), 0)
-        peer.reading = 1
-        bodies._weigh(peer, [slow], 10)
-        assert 0.4 * MIB < slow.bytes < 0.6 * MIB
-        await bodies.close()
-
-    asyncio.run(scenario())
-
-
-def test_where_nobody_knows_it_is_not_asked_again() -> None:
-    """
-    Scenario: the kernel does not say how much came; many small requests.
-    Guarantees: it is asked once: where a sandbox never answers, each question takes its time.
-    """
-
-    async def scenario() -> None:
-        wire = Wire(40)
-        wire.is_known = False
-        bodies = GrpcBodies(MIB, 60, wire.ask)
-        peer = bodies.peer("ipv4:10.0.0.1:1")
-        for _ in range(1000):
-            await bodies.read(wire.comes(b"abc"), peer)
-        assert wire.asked == 1
-        await bodies.close()
-
-    asyncio.run(scenario())
 
 
 def test_connections_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

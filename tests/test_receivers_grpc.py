@@ -301,17 +301,17 @@ def test_health_of_what_has_no_name(method: str, message: bytes) -> None:
         async with grpc_door() as rig:
             call = rig.channel.unary_unary(f"/grpc.health.v1.Health/{method}")(message)
             assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
-            assert not rig.door._health._asking
+            assert not rig.door._health._watching
 
     asyncio.run(scenario())
 
 
 def test_health_is_watched_by_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Scenario: room for three that ask at once, of one client or of all; three watch, one of them a
+    Scenario: room for three that watch at once, of one client or of all; three do, one of them a
     service that is not there; a fourth comes, and a check; then one leaves.
-    Guarantees: those who are there are told, more are RESOURCE_EXHAUSTED, and after one has left
-    there is room for one.
+    Guarantees: those who are there are told, a fourth is RESOURCE_EXHAUSTED, and after one has left
+    there is room for one. The check is answered all the time.
     """
 
     async def scenario() -> None:
@@ -323,15 +323,15 @@ def test_health_is_watched_by_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
             assert told == [NOT_SERVING, NOT_SERVING, SERVICE_UNKNOWN]
             late = stub.Watch(health_pb2.HealthCheckRequest())
             assert await late.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            check = stub.Check(health_pb2.HealthCheckRequest())
-            assert await check.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            watches[0].cancel()
-            await until(lambda: rig.door._health._asking.total() == 2)
             assert (await stub.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+            watches[0].cancel()
+            await until(lambda: rig.door._health._watching.total() == 2)
+            watches[0] = stub.Watch(health_pb2.HealthCheckRequest())
+            assert (await watches[0].read()).status == NOT_SERVING
             await rig.door.set_serving(serving=True)
             assert (await watches[1].read()).status == SERVING
 
-    for limit in ("ASKING_MAX", "ASKING_OF_CLIENT_MAX"):
+    for limit in ("WATCHES_MAX", "WATCHES_OF_CLIENT_MAX"):
         with monkeypatch.context() as patch:
             patch.setattr(health, limit, 3)
             asyncio.run(scenario())

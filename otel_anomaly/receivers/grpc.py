@@ -3,7 +3,9 @@
 Raw bytes, because the generated servicer parses every message into Python objects, and answers
 INTERNAL for one it cannot parse before any code of ours runs. grpcio itself refuses what is over
 the limit on the wire with RESOURCE_EXHAUSTED and without RetryInfo, and an unknown method with
-UNIMPLEMENTED; neither reaches a handler, so neither is in the request counter.
+UNIMPLEMENTED. Neither is in the request counter: to us the first looks as a client that went away
+before its message was whole, and there is nobody to answer. Only what is too large when inflated
+counts as too large.
 
 Export is registered as a method with a stream of requests: on the wire that is the same, and the
 handler then runs on the headers and reads the message itself, or does not (a unary handler is
@@ -248,6 +250,7 @@ class GrpcReceiver:
                     body = await bodies.read(context, peer)
                     reply = await take(body, 0, context.time_remaining())
                 else:
+                    peer.is_unsure = True  # What comes of the message is never read.
                     intake.count(reply.outcome)
             except Refused as refusal:
                 reply = refusal.reply

@@ -2,17 +2,23 @@
 
 grpcio tells nothing of a message until it is whole, and lets every stream of every connection fill
 up to the limit: 64 connections hold 64 limits. So the bytes of those that take long are asked of
-the kernel, by connection:
+the kernel, by connection. Each answer begins a new group of messages:
 
-    under way, about  =  (received - received when nothing was under way) / FRAMING
-                         - bodies that came whole since, each with REQUEST_OVERHEAD
+    received   0 ......... 700 ......... 900 ......... 1000 now
+    messages   | a B c       | D e         | F                 capitals are under way
 
-What is taken for the framing of small requests is an estimate, so the sum is begun anew before the
-error can matter, and where it comes out below zero. It is looked at every LOOK_S, and only while a
-message is older than that: small requests cost a dict entry. Beyond the bound the oldest message of
-the heaviest client is given up (unfinished.py). What can come in between two looks is bounded by
-what one process reads in that time. A stream of which only headers come weighs next to nothing, so
-those that take long are bounded in number as well.
+    under way <= received now - received when the oldest group with one under way began
+                              - bytes of messages that came whole, of that group and younger ones
+
+A request counts for no more than it has at least (REQUEST_OVERHEAD), so the sum is too small only
+by what had come of messages that began here just after the kernel was asked: a window of each. It
+is too large by longer headers, framing, and messages that were cancelled, cut or refused unread,
+all that until the oldest message under way has ended: no longer than the time for one.
+
+It is looked at every LOOK_S, and only while a message is older than that: small requests cost a
+dict entry. Beyond the bound the oldest message of the heaviest client is given up (unfinished.py).
+What can come in between two looks is bounded by what one process reads in that time. A stream of
+which only headers come weighs next to nothing, so those that take long are bounded in number too.
 
 Where the kernel does not say, a message that takes longer than UNKNOWN_S counts as a whole limit.
 
@@ -26,6 +32,7 @@ none of OTLP's has such a field: what does not inflate then is taken as it is.
 from __future__ import annotations
 
 import asyncio
+import logging
 import urllib.parse
 import zlib
 from collections import OrderedDict
@@ -47,6 +54,8 @@ from otel_anomaly.receivers.unfinished import Body, Refused, Unfinished
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LOG: Final = logging.getLogger("otel_anomaly")
+LOG_EVERY_S: Final = 60.0
 GZIP_MAGIC: Final = b"\x1f\x8b"
 COMPRESSED_BEGIN: Final = (GZIP_MAGIC[:1], b"x")
 ZLIB_CHECK: Final = 31
@@ -58,40 +67,66 @@ LOOK_SHARE: Final = 0.05
 PEERS_AT_ONCE: Final = 32
 """Asked about before others have their turn: half a millisecond."""
 CONNECTIONS_REMEMBERED: Final = 16384
-REQUEST_OVERHEAD: Final = 64
-"""Wire bytes of a request that are no message: headers, mostly by reference, and frame heads."""
+REQUEST_OVERHEAD: Final = 26
+"""Wire bytes of a request that are no message, at least: heads of two frames and of the message,
+and three headers by reference."""
 DONE_SHARE_MAX: Final = 1 / 64
-"""Of the limit. Beyond it `done` is too much of an estimate, and the kernel is asked anew."""
-FRAMING: Final = 1.01
-"""Wire bytes for one of a message: frames of 16 KiB with 9 bytes of head, and TLS records."""
+"""Of the limit. When so much came whole since the kernel was asked, it is asked again."""
+
+
+class Group:
+    """Messages of a connection that began between two answers of the kernel."""
+
+    __slots__ = ("base", "done", "reading")
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        """Bytes received before the first of them, or more that are known to be none of theirs."""
+        self.done = 0
+        """Bytes of those that came whole."""
+        self.reading = 0
+        """How many are under way."""
 
 
 class Peer:
     """What is remembered of one connection."""
 
-    __slots__ = ("address", "base", "client", "done", "is_known", "reading", "was_asked")
+    __slots__ = ("address", "client", "groups", "is_known", "is_unsure")
 
     def __init__(self, text: str) -> None:
         self.address = address_of(text)
         self.client = client_of(self.address[0]) if self.address is not None else "unix"
-        self.reading = 0
-        """Messages that are under way."""
-        self.base = 0
-        """Bytes received when nothing was under way, as far as it was asked."""
-        self.done = 0
-        """Bytes of the requests that came whole since."""
-        self.was_asked = False
+        self.groups = [Group(0)]
+        """The oldest first; a message that begins is one of the last."""
         self.is_known = True
-        """Whether the kernel said how much came, when it was asked at the end of a request."""
+        """Whether the kernel said how much came, when it was asked last."""
+        self.is_unsure = False
+        """Whether bytes came since that belong to no message, so that it is worth asking."""
 
-    def under_way(self, received: int) -> int:
-        """Bytes of its messages that are not whole, of so many received in all."""
-        if received < self.base + self.done:
-            # The requests were shorter than they are taken for, or the port belongs to another
-            # connection now. What came before this look is not counted; the next is right again.
-            self.base, self.done = received, 0
+    def reading(self) -> int:
+        """Messages that are under way."""
+        return sum(group.reading for group in self.groups)
+
+    def look(self, received: int) -> int:
+        """Bytes of its messages that are under way, of so many received in all; begins a group."""
+        kept: list[Group] = []
+        settled = 0
+        for group in self.groups:
+            # What is settled of older groups stays so: of two sums the smaller one holds.
+            group.base = max(group.base, settled)
+            if group.reading:
+                kept.append(group)
+            elif kept:
+                kept[-1].done += group.done
+            else:
+                settled = group.base + group.done
+        self.groups = [*kept, Group(received)]
+        if not kept:
             return 0
-        return max(0, int((received - self.base) / FRAMING) - self.done)
+        beyond = kept[0].base + sum(group.done for group in kept) - received
+        if beyond > 0:  # The port belongs to another connection now.
+            kept[0].base -= beyond
+        return max(0, -beyond)
 
 
 def address_of(peer: str) -> tuple[str, int] | None:
@@ -142,6 +177,7 @@ class GrpcBodies:
         self._kernel: TcpBytes | None = None
         self._received = received
         self._watcher: asyncio.Task[None] | None = None
+        self._logged_s = -LOG_EVERY_S
 
     def open(self, port: int) -> None:
         """The door's port is known."""
@@ -179,17 +215,25 @@ class GrpcBodies:
         """
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
+        if peer.is_unsure and peer.is_known:
+            self._look(peer)
         cut = Cut(task)
         body = self.bodies.begin(peer.client, cut, loop.time())
         body.owner = peer
-        peer.reading += 1
+        group = peer.groups[-1]
+        group.reading += 1
+        came_whole = False
         if self._watcher is None:
             self._watcher = loop.create_task(self._watch())
         try:
             wire = await context.read()
             if wire is EOF:
+                # So grpcio also tells that the client has gone, or that it refused the message
+                # itself. It cancels this task then, at the latest when it is asked once more.
+                await context.read()
                 raise malformed("the request has no message")
-            peer.done += len(wire) + REQUEST_OVERHEAD
+            came_whole = True
+            group.done += len(wire) + REQUEST_OVERHEAD
             if wire[:1] not in COMPRESSED_BEGIN:
                 return wire  # type: ignore[no-any-return] # bytes: there is no deserialiser.
             body.is_whole = True
@@ -201,11 +245,11 @@ class GrpcBodies:
             raise
         finally:
             self.bodies.end(body)
-            peer.reading -= 1
-            if not peer.reading and (
-                peer.was_asked or (peer.is_known and peer.done > self.bodies.limit * DONE_SHARE_MAX)
-            ):
-                self._begin_anew(peer)
+            group.reading -= 1
+            if not came_whole:
+                peer.is_unsure = True
+            if peer.is_known and peer.groups[-1].done > self.bodies.limit * DONE_SHARE_MAX:
+                self._look(peer)
 
     async def _inflated(self, wire: bytes, body: Body) -> bytes:
         if wire[:2] == GZIP_MAGIC:
@@ -219,13 +263,14 @@ class GrpcBodies:
                 raise
             return wire
 
-    def _begin_anew(self, peer: Peer) -> None:
-        """Nothing is under way: what has been received up to now is done with."""
-        peer.was_asked = False
-        received = self._ask(peer)
+    def _look(self, peer: Peer) -> int | None:
+        """Bytes of its messages that are under way; None when nobody knows."""
+        peer.is_unsure = False
+        received = None
+        if peer.address is not None and self._received is not None:
+            received = self._received(*peer.address)
         peer.is_known = received is not None
-        if received is not None:
-            peer.base, peer.done = received, 0
+        return None if received is None else peer.look(received)
 
     async def _watch(self) -> None:
         """Look while something is under way."""
@@ -236,12 +281,24 @@ class GrpcBodies:
             if not len(self.bodies):
                 break
             began_s = loop.time()
-            self.bodies.thin_out(began_s - LOOK_S)
-            await self._weigh_the_slow(began_s)
-            self.bodies.relieve(loop.time())
-            self._give_up_the_late(loop.time())
+            try:
+                await self._keep_bounds(began_s)
+            except Exception as error:  # noqa: BLE001 - the door would have no bounds any more.
+                self._log(error, began_s)
             rest_s = max(LOOK_S, (loop.time() - began_s) / LOOK_SHARE)
         self._watcher = None
+
+    async def _keep_bounds(self, now_s: float) -> None:
+        """What needs no answer of the kernel comes first."""
+        self.bodies.thin_out(now_s - LOOK_S)
+        self._give_up_the_late(now_s)
+        await self._weigh_the_slow(now_s)
+        self.bodies.relieve(now_s)
+
+    def _log(self, error: Exception, now_s: float) -> None:
+        if now_s - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
+            LOG.error("OTLP/grpc: messages under way could not be looked at", exc_info=error)
 
     async def _weigh_the_slow(self, now_s: float) -> None:
         slow: dict[Peer, list[Body]] = {}
@@ -260,20 +317,14 @@ class GrpcBodies:
         waiting = [body for body in waiting if body in self.bodies and not body.is_whole]
         if not waiting:
             return
-        limit, received = self.bodies.limit, self._ask(peer)
-        peer.was_asked = True
-        if received is None:
+        limit, under_way = self.bodies.limit, self._look(peer)
+        if under_way is None:
             for body in waiting:
                 self.bodies.weigh(body, limit if now_s - body.since_s >= UNKNOWN_S else 0)
             return
-        self.bodies.weigh(waiting[0], min(peer.under_way(received), limit * peer.reading))
+        self.bodies.weigh(waiting[0], min(under_way, limit * peer.reading()))
         for body in waiting[1:]:
             self.bodies.weigh(body, 0)
-
-    def _ask(self, peer: Peer) -> int | None:
-        if peer.address is None or self._received is None:
-            return None
-        return self._received(*peer.address)
 
     def _give_up_the_late(self, now_s: float) -> None:
         for body in self.bodies:

@@ -3,7 +3,8 @@
 The stock servicer gets a message when it is whole. Until then grpcio would let every stream fill up
 to the limit of a request, beside all bounds of `grpc_bodies`, and a watcher's message would be kept
 as long as it watches. So messages are read here as those of an Export are, one that is no name is
-refused, and only so many may ask or watch at once.
+refused, and only so many may watch at once. A check is answered when it is read, so it needs no
+room beside the watches: when strangers have all of them, probes still hear how the service is.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 SERVICE: Final = "grpc.health.v1.Health"
 MESSAGE_BYTES_MAX: Final = 1024
 """For the name of a service; ours have 60."""
-ASKING_MAX: Final = 4096
-ASKING_OF_CLIENT_MAX: Final = 256
-"""Checks and watches at once, of all and of one client: each holds a stream and a task."""
+WATCHES_MAX: Final = 4096
+WATCHES_OF_CLIENT_MAX: Final = 256
+"""At once, of all and of one client: each holds a stream and a task, and none ends by itself."""
 WATCHERS_TOLD_S: Final = 0.05
 """For the last NOT_SERVING to go out to those who watch; a watch never ends by itself."""
 
@@ -45,7 +46,7 @@ class Health:
         self._bodies = bodies
         self._is_serving = False
         self._news = asyncio.Event()
-        self._asking: Counter[str] = Counter()
+        self._watching: Counter[str] = Counter()
         self._watchers: set[asyncio.Task[None]] = set()
 
     def handler(self) -> Any:  # noqa: ANN401 - grpcio has no types.
@@ -74,13 +75,7 @@ class Health:
             watcher.cancel()
 
     async def _check(self, _stream: object, context: Any) -> bytes:  # noqa: ANN401 - no types.
-        client = self._enter(context)
-        if client is None:
-            return b""
-        try:
-            name = await self._name(context)
-        finally:
-            self._leave(client)
+        name = await self._name(context)
         if name is None:
             return b""
         if name not in self._names:
@@ -127,20 +122,20 @@ class Health:
         return answer
 
     def _enter(self, context: Any) -> str | None:  # noqa: ANN401 - grpcio has no types.
-        """Who asks; None when too many do already, and then it has been told so."""
+        """Who watches; None when too many do already, and then it has been told so."""
         client: str = self._bodies.peer(context.peer()).client
-        asking = self._asking
-        if asking[client] >= ASKING_OF_CLIENT_MAX or asking.total() >= ASKING_MAX:
+        watching = self._watching
+        if watching[client] >= WATCHES_OF_CLIENT_MAX or watching.total() >= WATCHES_MAX:
             context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
-            context.set_details("too many health checks at once")
+            context.set_details("too many watches at once")
             return None
-        asking[client] += 1
+        watching[client] += 1
         return client
 
     def _leave(self, client: str) -> None:
-        self._asking[client] -= 1
-        if not self._asking[client]:
-            del self._asking[client]
+        self._watching[client] -= 1
+        if not self._watching[client]:
+            del self._watching[client]
 
     async def _name(self, context: Any) -> str | None:  # noqa: ANN401 - grpcio has no types.
         """The service that is asked for; None when it is no name, and then it has been told so."""
