@@ -64,6 +64,8 @@ LOOK_S: Final = 0.05
 UNKNOWN_S: Final = 1.0
 LOOK_SHARE: Final = 0.05
 """Of the time, at most so much is spent on looking: with many slow ones the looks are rarer."""
+REST_S_MAX: Final = 1.0
+"""Between two looks, whatever held up the last one."""
 PEERS_AT_ONCE: Final = 32
 """Asked about before others have their turn: half a millisecond."""
 CONNECTIONS_REMEMBERED: Final = 16384
@@ -72,6 +74,15 @@ REQUEST_OVERHEAD: Final = 26
 and three headers by reference."""
 DONE_SHARE_MAX: Final = 1 / 64
 """Of the limit. When so much came whole since the kernel was asked, it is asked again."""
+
+
+def rest_after(look_s: float) -> float:
+    """Seconds between two looks, when one took so long; the event loop may have done other things.
+
+    >>> rest_after(0.0), round(rest_after(0.01), 2), rest_after(2.0)
+    (0.05, 0.2, 1.0)
+    """
+    return min(max(LOOK_S, look_s / LOOK_SHARE), REST_S_MAX)
 
 
 class Group:
@@ -285,7 +296,7 @@ class GrpcBodies:
                 await self._keep_bounds(began_s)
             except Exception as error:  # noqa: BLE001 - the door would have no bounds any more.
                 self._log(error, began_s)
-            rest_s = max(LOOK_S, (loop.time() - began_s) / LOOK_SHARE)
+            rest_s = rest_after(loop.time() - began_s)
         self._watcher = None
 
     async def _keep_bounds(self, now_s: float) -> None:
