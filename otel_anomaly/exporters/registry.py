@@ -155,8 +155,21 @@ def likeness(name: str, config: Config) -> object:
     own = section.model_copy(
         update={"required": True, "retry_on_failure": RetryConfig(), "sending_queue": queue}
     )
-    shown = config.annotate.prefix if isinstance(section, DebugExporterConfig) else None
-    return own, shown, _pem_digests(section)
+    match section:
+        case DebugExporterConfig():
+            beyond: object = config.annotate.prefix
+        case FileExporterConfig():
+            beyond = is_forced(section, config)
+        case _:
+            beyond = None
+    return own, beyond, _pem_digests(section)
+
+
+def is_forced(section: AnyExporterConfig, config: Config) -> bool:
+    """Whether what it writes must outlive a power cut: a queue that does forgets it, or a client
+    hears OK."""
+    queue = section.sending_queue
+    return config.ack == "sent" or (queue.storage == "disk" and queue.fsync != "never")
 
 
 def _pem_digests(section: AnyExporterConfig) -> tuple[bytes, ...]:
@@ -178,7 +191,11 @@ def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: 
     match section:
         case FileExporterConfig():
             paths = signal_paths(config, section)
-            return FileExporter(section, {signal: paths[signal.value] for signal in Signal})
+            return FileExporter(
+                section,
+                {signal: paths[signal.value] for signal in Signal},
+                forced=is_forced(section, config),
+            )
         case OtlpGrpcExporterConfig():
             return Splitting(GrpcExporter(section, listening(config)), section.max_request_size)
         case OtlpHttpExporterConfig():
