@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from otel_anomaly.config import (
     AnyExporterConfig,
@@ -31,7 +31,7 @@ from otel_anomaly.exporters.grpc import GrpcExporter
 from otel_anomaly.exporters.http import HttpExporter
 from otel_anomaly.exporters.pace import Pace
 from otel_anomaly.exporters.queue import SendQueue
-from otel_anomaly.exporters.splitting import Splitting
+from otel_anomaly.exporters.splitting import Splitting, cut_over
 from otel_anomaly.exporters.swapping import Swapping
 from otel_anomaly.handoff import Signal
 
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from otel_anomaly.exporters.contract import Exporter
     from otel_anomaly.handoff import Clock
     from otel_anomaly.telemetry import Telemetry
-
-JSON_GROWTH: Final = 4
-"""How much longer JSON may be than protobuf, for where to cut: twice is usual. What grows more is
-measured when it is written, and dropped as too large."""
 
 
 class Line(NamedTuple):
@@ -197,11 +193,9 @@ def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: 
                 forced=is_forced(section, config),
             )
         case OtlpGrpcExporterConfig():
-            return Splitting(GrpcExporter(section, listening(config)), section.max_request_size)
+            return Splitting(GrpcExporter(section, listening(config)), cut_over(section))
         case OtlpHttpExporterConfig():
-            share = JSON_GROWTH if section.encoding == "json" else 1
-            http = HttpExporter(section, clock, listening(config))
-            return Splitting(http, section.max_request_size // share)
+            return Splitting(HttpExporter(section, clock, listening(config)), cut_over(section))
         case _:
             detailed = section.verbosity == "detailed"
             return DebugExporter(stream, detailed=detailed, prefix=config.annotate.prefix)
