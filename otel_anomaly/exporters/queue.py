@@ -417,7 +417,7 @@ class SendQueue:
     async def _deliver(self, group: Group) -> None:
         """Bring a group to its end: sent, dropped, or cut into its parts."""
         # Time counts from the first attempt on: waiting for it in the queue does not.
-        backoff = Backoff(self._policy, self._chance, self._loop.time())
+        backoff = Backoff(lambda: self._policy, self._chance, self._loop.time())
         while True:
             result = await self._attempt(group)
             if result.kind is Kind.SENT:
