@@ -99,7 +99,9 @@ class Snapshots:
         self._config, self._section = config, config.storage.snapshots
         self._path = snapshot_path(config)
         self._clock, self._telemetry = clock, telemetry
-        self._asked, self._stopping = asyncio.Event(), False
+        self._asked = self._stopping = False
+        self._woken = asyncio.Event()
+        """What the task goes by is not what it was."""
         self._task: asyncio.Task[None] | None = None
         self._learner: Learner | None = None
         self._written: tuple[int, ...] | None = None
@@ -165,6 +167,7 @@ class Snapshots:
         if section.enabled != self._section.enabled or snapshot_path(config) != self._path:
             raise ValueError("storage.snapshots: enabled and path need a restart")
         self._config, self._section = config, section
+        self._woken.set()
 
     def start(self, learner: Learner) -> None:
         """Write every `interval` from now on."""
@@ -181,23 +184,30 @@ class Snapshots:
 
     def ask(self) -> None:
         """Write one soon, also when nothing has changed."""
-        self._asked.set()
+        self._asked = True
+        self._woken.set()
 
     async def _write_forever(self) -> None:
         while not self._stopping:
-            # Not `wait_for`: before Python 3.12 it loses a cancellation that meets the event.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._section.interval / 1e9):
-                    await self._asked.wait()
-            asked = self._asked.is_set()
-            self._asked.clear()
+            await self._next_turn()
+            asked, self._asked = self._asked, False
             if not self._stopping:
                 await self._save(always=asked)
+
+    async def _next_turn(self) -> None:
+        """Wait for the end of the interval, which may become another meanwhile, or a demand."""
+        began_s = asyncio.get_running_loop().time()
+        with contextlib.suppress(TimeoutError):
+            while not (self._asked or self._stopping):
+                self._woken.clear()
+                # Not `wait_for`: before Python 3.12 it loses a cancellation that meets the event.
+                async with asyncio.timeout_at(began_s + self._section.interval / 1e9):
+                    await self._woken.wait()
 
     async def finish(self) -> bool:
         """Write the last one. Returns whether what is open now goes on with the next start."""
         self._stopping = True
-        self._asked.set()
+        self._woken.set()
         if self._task is None:
             return self._loaded is not None  # Nothing came since it was read.
         last = asyncio.create_task(self._write_the_last(self._task))

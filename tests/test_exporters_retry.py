@@ -34,7 +34,8 @@ NOW_NS = 1_790_000_000_000_000_000  # Mon, 21 Sep 2026 14:13:20 GMT.
 
 def backoff(chance: float = 0.5, **keys: object) -> Backoff:
     """The waits of a request first sent at second 100."""
-    return Backoff(RetryPolicy.of(RetryConfig.model_validate(keys)), lambda: chance, 100.0)
+    policy = RetryPolicy.of(RetryConfig.model_validate(keys))
+    return Backoff(lambda: policy, lambda: chance, 100.0)
 
 
 def test_waits_grow_to_the_longest() -> None:
@@ -93,6 +94,27 @@ def test_never_given_up_and_never_tried() -> None:
     """
     assert backoff(max_elapsed_time=0).next_wait(1e9, None) == 5.0
     assert backoff(enabled=False).next_wait(100.0, 1.0) is None
+
+
+def test_rules_that_change_under_way() -> None:
+    """
+    Scenario: the rules of a request that waits become others: shorter waits, no end, off.
+    Guarantees: the next wait goes by them.
+    """
+    keys: dict[str, object] = {}
+    waits = Backoff(
+        lambda: RetryPolicy.of(RetryConfig.model_validate(keys)), lambda: 0.5, start_s=100.0
+    )
+    assert [waits.next_wait(100.0, None) for _ in range(3)] == [5.0, 7.5, 11.25]
+    keys |= {"max_interval": "6s"}
+    assert [waits.next_wait(100.0, None) for _ in range(2)] == [6.0, 6.0]
+    keys |= {"max_interval": "1h", "multiplier": 2}
+    assert [waits.next_wait(100.0, None) for _ in range(2)] == [9.0, 18.0]
+    assert waits.next_wait(399.0, None) is None
+    keys |= {"max_elapsed_time": 0}
+    assert waits.next_wait(399.0, None) is not None
+    keys |= {"enabled": False}
+    assert waits.next_wait(100.0, None) is None
 
 
 def status_with(*details: RetryInfo | BadRequest, message: str = "") -> bytes:

@@ -13,12 +13,19 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from otel_anomaly.exporters import Fanout
+from otel_anomaly.config import OtlpGrpcExporterConfig, OtlpHttpExporterConfig
+from otel_anomaly.exporters import Fanout, SendQueue
 from otel_anomaly.exporters.contract import SENT, Kind, SendResult, rejected, retry, too_large
-from otel_anomaly.exporters.splitting import REMEMBERED_MAX, Splitting, UncuttableError, cut
+from otel_anomaly.exporters.splitting import (
+    REMEMBERED_MAX,
+    Splitting,
+    UncuttableError,
+    cut,
+    cut_over,
+)
 from otel_anomaly.handoff import Payload, Signal
 from otel_anomaly.telemetry import Telemetry
-from tests.exporters_world import Books, ScriptedExporter, queue_of
+from tests.exporters_world import NAME, Books, ScriptedExporter, hand_over, queue_of
 from tests.virtual_time import play
 
 
@@ -286,6 +293,41 @@ def test_broken_metrics_and_partly_lost_logs_are_counted_by_request() -> None:
     world.play(logs.SerializeToString(), 1, Signal.LOGS)
     dropped = world.books.read(world.telemetry.dropped_requests, "logs", "too_large")
     assert (len(world.hop.attempts), dropped, world.books.sent) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("encoding", ["grpc", "proto", "json"])
+@pytest.mark.parametrize("limit", ["64MiB", "100KiB", "64KiB"])
+def test_a_bad_span_of_one_client_is_his_alone(limit: str, encoding: str) -> None:
+    """
+    Scenario: 200 clients send a span of a kilobyte each; the next hop refuses requests with one of
+    them in it, and takes no more than 64 KiB, 100 KiB or 64 MiB at once.
+    Guarantees: that one is dropped and the 199 others arrive; they were sent together, so far as
+    the next hop takes them.
+    """
+    section: OtlpGrpcExporterConfig | OtlpHttpExporterConfig
+    if encoding == "grpc":
+        section = OtlpGrpcExporterConfig.model_validate(
+            {"endpoint": "h:1", "max_request_size": limit}
+        )
+    else:
+        section = OtlpHttpExporterConfig.model_validate(
+            {"endpoint": "http://h", "max_request_size": limit, "encoding": encoding}
+        )
+    hop, telemetry = ScriptedExporter(), Telemetry([NAME])
+    hop.judge = lambda body: rejected("bad") if b"BAD" in body else SENT
+    books, most = Books(telemetry), cut_over(section)
+    queue = SendQueue(NAME, Splitting(hop, most), section, telemetry, lambda: 0.5)
+
+    async def story() -> None:
+        fanout = Fanout([queue], "queued")
+        await fanout.start()
+        for number in range(200):
+            hand_over(fanout, spans_of(1, 1000).replace(b"aaa", b"BAD", number == 50))
+        await fanout.stop(60)
+
+    play(story())
+    assert (books.sent, books.dropped("rejected"), books.dropped()) == (199, 1, 1)
+    assert min(most, 200_000) // 3 < max(map(len, hop.bodies)) <= most
 
 
 def test_what_is_remembered_is_bounded() -> None:

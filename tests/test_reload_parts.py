@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from otel_anomaly.config import Config, DebugExporterConfig
-from otel_anomaly.exporters.contract import SENT, SendResult
+from otel_anomaly.exporters.contract import SENT, SendResult, retry
 from otel_anomaly.exporters.queue import SendQueue
 from otel_anomaly.exporters.registry import likeness
 from otel_anomaly.exporters.swapping import Swapping
@@ -20,6 +20,8 @@ from otel_anomaly.sinks.queue import SinkWorker
 from otel_anomaly.telemetry import Telemetry
 from tests.certificates import make_certificates
 from tests.door_rigs import until
+from tests.exporters_world import NAME, Books, ScriptedExporter, queue_of
+from tests.exporters_world import section as exporter_section
 from tests.reload_rigs import QUICK, reloading
 from tests.service_rigs import calls
 from tests.sink_rigs import Gate, events
@@ -93,6 +95,31 @@ def test_more_and_fewer_consumers() -> None:
         assert queue.used > queue.capacity == 2000
         assert await queue.stop(1e6) == 0
         assert queue.used == 0
+
+    play(story())
+
+
+def test_an_outage_that_is_given_more_time() -> None:
+    """
+    Scenario: a next hop is away, and a request has waited four of the five minutes it has; then it
+    is given all the time there is; the next hop is back after an hour.
+    Guarantees: it is delivered.
+    """
+
+    async def story() -> None:
+        hop, telemetry = ScriptedExporter(), Telemetry([NAME])
+        hop.judge = lambda _: retry("away")
+        queue = queue_of(hop, telemetry)
+        await queue.start()
+        give(queue, 1)
+        await asyncio.sleep(240)
+        assert len(hop.attempts) > 1
+        queue.retune(exporter_section(retry={"max_elapsed_time": 0}))
+        await asyncio.sleep(3600)
+        hop.judge = lambda _: SENT
+        assert await queue.stop(60) == 0
+        books = Books(telemetry)
+        assert (books.sent, books.dropped()) == (1, 0)
 
     play(story())
 

@@ -227,6 +227,52 @@ def test_written_on_interval_when_something_came(
     play(story())
 
 
+def test_an_interval_that_changes_counts_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: something is learned under an interval of an hour; after five seconds it becomes ten,
+    after fifty a minute, while a demand comes; then an hour again, and a second later one second.
+    Guarantees: a change is no reason to write; the interval that has begun ends by the new length,
+    at once when it is over by then. A demand is written at any time.
+    """
+    learner = Learning(tmp_path, monkeypatch)
+
+    def reconfigure(interval: str) -> None:
+        more = {"identity": {"limits": ROOMY}, **kept_in(tmp_path, interval=interval)}
+        learner.snapshots.reconfigure(Config.model_validate(more))
+
+    def results() -> tuple[float, float]:
+        return learner.count("written"), learner.count("unchanged")
+
+    async def story() -> None:
+        reconfigure("1h")
+        learner.snapshots.start(learner)
+        learner.work()
+        await asyncio.sleep(5)
+        reconfigure("10s")
+        await asyncio.sleep(4.9)
+        assert results() == (0, 0)
+        await asyncio.sleep(1.6)
+        assert results() == (1, 0)
+        await asyncio.sleep(38.5)
+        assert results() == (1, 3)
+        reconfigure("60s")
+        learner.snapshots.ask()
+        await asyncio.sleep(2)
+        assert results() == (2, 3)
+        reconfigure("1h")
+        await asyncio.sleep(3000)
+        assert results() == (2, 3)
+        learner.work()
+        reconfigure("1s")
+        await asyncio.sleep(1.1)
+        assert results() == (3, 3)
+        assert await learner.snapshots.finish()
+
+    play(story())
+
+
 def test_a_disk_that_fails_is_told_and_forgiven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

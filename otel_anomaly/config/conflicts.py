@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from pydantic_core import PydanticCustomError
@@ -26,6 +26,8 @@ ENDPOINT_KEYS = ("endpoint", "traces_endpoint", "metrics_endpoint", "logs_endpoi
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _WILDCARD = frozenset({"0.0.0.0", "::"})  # noqa: S104 - names them, binds nothing.
 _LOCAL = _LOOPBACK | _WILDCARD
+SNAPSHOT_ENDINGS: Final = ("", ".1", ".new", ".refused", ".1.refused", ".before-failure")
+"""Of all names that snapshots take: the last, the one before, and what is put aside."""
 _SCHEME_PORTS = {"http": 80, "https": 443}
 
 
@@ -135,7 +137,7 @@ def _check_files(config: Config) -> None:
     for key, path in _written_files(config):
         place = os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links on the disk.
         if place in taken:
-            text = f"{path} is written by {'.'.join(taken[place])} as well"
+            text = f"{'.'.join(taken[place])} and {'.'.join(key)} would both write {path}"
             raise conflict(text, key, taken[place])
         taken[place] = key
 
@@ -150,6 +152,10 @@ def _written_files(config: Config) -> Iterator[tuple[KeyPath, Path]]:
                 yield ("exporters", name, "path"), path
     if config.audit.enabled:
         yield ("audit", "path"), audit_path(config)
+    if config.storage.snapshots.enabled:
+        path = snapshot_path(config)
+        for ending in SNAPSHOT_ENDINGS:
+            yield ("storage", "snapshots", "path"), path.with_name(path.name + ending)
 
 
 def signal_paths(config: Config, exporter: FileExporterConfig) -> dict[str, Path]:

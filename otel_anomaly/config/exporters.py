@@ -80,7 +80,8 @@ class BatchConfig(Section):
     flush_timeout: Duration = 200_000_000
     """Longest wait for company."""
     max_size: Annotated[Size, Field(gt=0)] = MIB
-    """Bytes from which a request is sent at once; small ones merge up to this."""
+    """Bytes from which a request is sent at once; small ones merge up to this, and no further than
+    `max_request_size` (a quarter of it with `encoding: json`)."""
 
 
 class QueueConfig(Section):

@@ -9,6 +9,10 @@ Rule 1: a record is in the file whole or not at all. What a failed write left be
 before anything else is written, now or, after a crash, when the file is opened again.
 
 Rule 2: only a thread touches the disk, never the loop, and one request at a time.
+
+Rule 3: where somebody relies on it (`forced`), a record and the name of its file are forced to the
+disk before it counts as sent. When that fails the record is cut off, as after a failed write: what
+was not forced may be gone, and asking once more does not tell.
 """
 
 from __future__ import annotations
@@ -45,11 +49,14 @@ class FileExporter:
 
     serial = True
 
-    def __init__(self, config: FileExporterConfig, paths: Mapping[Signal, Path]) -> None:
+    def __init__(
+        self, config: FileExporterConfig, paths: Mapping[Signal, Path], *, forced: bool = False
+    ) -> None:
+        """`forced`: what was sent outlives a power cut."""
         self._encode = _json_record if config.format == "json" else _proto_record
         recover = cut_torn_line if config.format == "json" else put_aside_torn
         self._files = {
-            signal: RotatingFile(path, config.max_size, config.max_backups, recover)
+            signal: RotatingFile(path, config.max_size, config.max_backups, recover, forced=forced)
             for signal, path in paths.items()
         }
 
@@ -92,9 +99,15 @@ class RotatingFile:
     """One file that is appended to, and its rotated forebears."""
 
     def __init__(
-        self, path: Path, max_size: int, max_backups: int, recover: Callable[[RotatingFile], None]
+        self,
+        path: Path,
+        max_size: int,
+        max_backups: int,
+        recover: Callable[[RotatingFile], None],
+        *,
+        forced: bool = False,
     ) -> None:
-        """`recover` makes an existing file end on a record."""
+        """`recover` makes an existing file end on a record. `forced`: Rule 3."""
         self.path = path
         self.size = 0
         self.fd = -1
@@ -104,6 +117,7 @@ class RotatingFile:
         self._max_size = max_size
         self._max_backups = max_backups
         self._recover = recover
+        self._forced = forced
         # A cancelled send leaves its thread behind; the next or `close` must wait for it.
         self._lock = threading.Lock()
 
@@ -155,8 +169,14 @@ class RotatingFile:
         self.path.parent.mkdir(DIRECTORY_MODE, parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self.fd = os.open(self.path, flags, FILE_MODE)
-        self.size = os.fstat(self.fd).st_size
-        self._recover(self)
+        try:
+            self.size = os.fstat(self.fd).st_size
+            self._recover(self)
+            if self._forced:
+                self._force_names()
+        except BaseException:
+            self._close()
+            raise
 
     def _close(self) -> None:
         fd, self.fd = self.fd, -1
@@ -167,6 +187,17 @@ class RotatingFile:
         left = memoryview(record)
         while left:
             left = left[os.write(self.fd, left) :]
+        if self._forced:
+            # macOS has no fdatasync.
+            getattr(os, "fdatasync", os.fsync)(self.fd)
+
+    def _force_names(self) -> None:
+        """What was made or moved in the folder keeps its name through a power cut."""
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _undo(self) -> None:
         """Cut off what a failed write left. Should that fail too, opening again finds it."""

@@ -8,8 +8,10 @@ Rule 2: all queues share the same bytes object. A merged request is joined when 
 forgotten after the attempt, so what is held is what was received.
 
 Rule 3: traces merge by concatenation, which protobuf defines to be one request. The scan has
-proven each of them well-formed. Metrics and logs are never looked at, so one broken request must
-not take its neighbours with it: each goes alone.
+proven each of them well-formed. A merged request that is refused goes again part by part, so one
+bad part takes none with it; as that cannot be told of a piece, none is merged that would be cut.
+Metrics and logs are never looked at, so one broken request must not take its neighbours with it:
+each goes alone.
 
 Rule 4: all of this runs in one event loop and reads the loop's time only, so a test plays it
 with a loop whose time is virtual. Nothing wakes up while there is nothing to do.
@@ -30,6 +32,7 @@ from otel_anomaly.exporters.contract import Kind, SendResult, rejected
 from otel_anomaly.exporters.echo import without_echo
 from otel_anomaly.exporters.ledger import Ledger, Notices, spans_in
 from otel_anomaly.exporters.retry import Backoff, RetryPolicy
+from otel_anomaly.exporters.splitting import cut_over
 from otel_anomaly.handoff import Outcome, Reply, Signal
 
 if TYPE_CHECKING:
@@ -215,7 +218,7 @@ class SendQueue:
         self.required, self.capacity = config.required, queue.queue_size
         self._policy = RetryPolicy.of(config.retry_on_failure)
         self._consumer_count = 1 if self._exporter.serial else queue.num_consumers
-        self._merge_bytes_max = queue.batch.max_size
+        self._merge_bytes_max = min(queue.batch.max_size, cut_over(config))
         self._flush_s = queue.batch.flush_timeout / SECOND_NS
         self._capacity_told.set(self.capacity)
 
@@ -414,7 +417,7 @@ class SendQueue:
     async def _deliver(self, group: Group) -> None:
         """Bring a group to its end: sent, dropped, or cut into its parts."""
         # Time counts from the first attempt on: waiting for it in the queue does not.
-        backoff = Backoff(self._policy, self._chance, self._loop.time())
+        backoff = Backoff(lambda: self._policy, self._chance, self._loop.time())
         while True:
             result = await self._attempt(group)
             if result.kind is Kind.SENT:

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from otel_anomaly.config import (
     AnyExporterConfig,
@@ -31,7 +31,7 @@ from otel_anomaly.exporters.grpc import GrpcExporter
 from otel_anomaly.exporters.http import HttpExporter
 from otel_anomaly.exporters.pace import Pace
 from otel_anomaly.exporters.queue import SendQueue
-from otel_anomaly.exporters.splitting import Splitting
+from otel_anomaly.exporters.splitting import Splitting, cut_over
 from otel_anomaly.exporters.swapping import Swapping
 from otel_anomaly.handoff import Signal
 
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from otel_anomaly.exporters.contract import Exporter
     from otel_anomaly.handoff import Clock
     from otel_anomaly.telemetry import Telemetry
-
-JSON_GROWTH: Final = 4
-"""How much longer JSON may be than protobuf, for where to cut: twice is usual. What grows more is
-measured when it is written, and dropped as too large."""
 
 
 class Line(NamedTuple):
@@ -155,8 +151,21 @@ def likeness(name: str, config: Config) -> object:
     own = section.model_copy(
         update={"required": True, "retry_on_failure": RetryConfig(), "sending_queue": queue}
     )
-    shown = config.annotate.prefix if isinstance(section, DebugExporterConfig) else None
-    return own, shown, _pem_digests(section)
+    match section:
+        case DebugExporterConfig():
+            beyond: object = config.annotate.prefix
+        case FileExporterConfig():
+            beyond = is_forced(section, config)
+        case _:
+            beyond = None
+    return own, beyond, _pem_digests(section)
+
+
+def is_forced(section: AnyExporterConfig, config: Config) -> bool:
+    """Whether what it writes must outlive a power cut: a queue that does forgets it, or a client
+    hears OK."""
+    queue = section.sending_queue
+    return config.ack == "sent" or (queue.storage == "disk" and queue.fsync != "never")
 
 
 def _pem_digests(section: AnyExporterConfig) -> tuple[bytes, ...]:
@@ -178,13 +187,15 @@ def _exporter(section: AnyExporterConfig, config: Config, clock: Clock, stream: 
     match section:
         case FileExporterConfig():
             paths = signal_paths(config, section)
-            return FileExporter(section, {signal: paths[signal.value] for signal in Signal})
+            return FileExporter(
+                section,
+                {signal: paths[signal.value] for signal in Signal},
+                forced=is_forced(section, config),
+            )
         case OtlpGrpcExporterConfig():
-            return Splitting(GrpcExporter(section, listening(config)), section.max_request_size)
+            return Splitting(GrpcExporter(section, listening(config)), cut_over(section))
         case OtlpHttpExporterConfig():
-            share = JSON_GROWTH if section.encoding == "json" else 1
-            http = HttpExporter(section, clock, listening(config))
-            return Splitting(http, section.max_request_size // share)
+            return Splitting(HttpExporter(section, clock, listening(config)), cut_over(section))
         case _:
             detailed = section.verbosity == "detailed"
             return DebugExporter(stream, detailed=detailed, prefix=config.annotate.prefix)

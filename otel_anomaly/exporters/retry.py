@@ -53,27 +53,27 @@ class RetryPolicy(NamedTuple):
 class Backoff:
     """The waits of one request, from its first attempt on."""
 
-    def __init__(self, policy: RetryPolicy, chance: Callable[[], float], start_s: float) -> None:
-        """`chance` gives numbers in [0, 1); `start_s` is the time of the first attempt."""
+    def __init__(
+        self, policy: Callable[[], RetryPolicy], chance: Callable[[], float], start_s: float
+    ) -> None:
+        """`policy` is asked each time: the rules may change while a request is under way. `chance`
+        gives numbers in [0, 1); `start_s` is the time of the first attempt."""
         self._policy = policy
         self._chance = chance
-        self._give_up_s = start_s + policy.max_elapsed_s
-        self._interval_s = policy.initial_s
+        self._start_s = start_s
+        self._interval_s = policy().initial_s
 
     def next_wait(self, now_s: float, hint_s: float | None) -> float | None:
         """Seconds to wait before the next attempt, or None: give it up."""
-        if not self._policy.enabled:
+        policy = self._policy()
+        if not policy.enabled:
             return None
-        wait_s = max(self._spread(), clamped_hint(hint_s))
-        self._interval_s = min(
-            self._interval_s * self._policy.multiplier, self._policy.max_interval_s
-        )
-        return None if now_s + wait_s > self._give_up_s else wait_s
-
-    def _spread(self) -> float:
-        """The interval, up to `randomization` of it longer or shorter."""
-        either_way = self._policy.randomization * (2 * self._chance() - 1)
-        return self._interval_s * (1 + either_way)
+        interval_s = min(self._interval_s, policy.max_interval_s)
+        self._interval_s = interval_s * policy.multiplier
+        # Up to `randomization` of it longer or shorter.
+        spread_s = interval_s * (1 + policy.randomization * (2 * self._chance() - 1))
+        wait_s = max(spread_s, clamped_hint(hint_s))
+        return None if now_s + wait_s > self._start_s + policy.max_elapsed_s else wait_s
 
 
 def clamped_hint(hint_s: float | None) -> float:

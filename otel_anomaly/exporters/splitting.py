@@ -24,14 +24,20 @@ import hashlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from otel_anomaly.config import OtlpGrpcExporterConfig, OtlpHttpExporterConfig
 from otel_anomaly.exporters.contract import Kind, SendResult, too_large
 from otel_anomaly.handoff import Signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from otel_anomaly.config import ExporterConfig
     from otel_anomaly.exporters.contract import Exporter
 
+JSON_GROWTH: Final = 4
+"""How much longer JSON may be than protobuf, for where to cut: twice is usual. What grows more is
+measured when it is written, and dropped as too large."""
+NEVER: Final = 1 << 62
 CHILDREN_OF_REQUEST: Final = 1
 CHILDREN: Final = 2
 """Field of the scopes in a resource's block, and of the spans in a scope's."""
@@ -46,6 +52,18 @@ GROUPS_MAX: Final = 100
 MORE, VARINT_BITS_MAX = 128, 70
 """The bit of a byte that says that the number goes on, and the most bits of ten bytes."""
 VARINT, FIXED64, BYTES, GROUP, GROUP_END, FIXED32 = range(6)
+
+
+def cut_over(section: ExporterConfig) -> int:
+    """Bytes of protobuf over which an exporter cuts a request."""
+    match section:
+        case OtlpGrpcExporterConfig():
+            return section.max_request_size
+        case OtlpHttpExporterConfig():
+            share = JSON_GROWTH if section.encoding == "json" else 1
+            return section.max_request_size // share
+        case _:
+            return NEVER
 
 
 class UncuttableError(ValueError):
