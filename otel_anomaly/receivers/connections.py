@@ -12,6 +12,14 @@ in one pass, because a timer for each request costs more than a look at each con
 Nor does it know a sum of headers, and its parser keeps a head until the next one begins: without a
 bound of our own each idle connection could hold megabytes. So a head is fed to it in pieces of the
 most that a whole one may have, and what has not become a request after that is refused.
+
+Requests that a client sends behind one that is not answered lie in memory that nothing counts, and
+aiohttp would take 32 of half a MiB. So the socket is not read while one waits behind another: what
+waits is what came in one read. OTLP clients do not do that, and who does loses nothing by it.
+
+To close a connection is to wait until the client has taken what is written, and aiohttp waits for
+ever. So that time is bounded as every other is, and the connection remembers its transport, which
+aiohttp forgets at once.
 """
 
 from __future__ import annotations
@@ -90,6 +98,7 @@ class Connection(web.RequestHandler):
         "_broken",
         "_census",
         "_head_bytes",
+        "_line",
         "_newest",
         "client",
         "counted",
@@ -104,6 +113,9 @@ class Connection(web.RequestHandler):
         self._census = census
         self._broken = False
         """What it sends is not looked at any more."""
+        self._line: asyncio.Transport | None = None
+        """The transport, to the end of it: aiohttp's own is None when it has asked for that."""
+        self._msg_queue_resume_size = 0
         self._head_bytes = 0
         """Of a head that is not whole yet."""
         self._newest: StreamReader = EMPTY_PAYLOAD
@@ -116,19 +128,27 @@ class Connection(web.RequestHandler):
         self.head_since_s = 0.0
         """When the first byte of a head came that is not whole yet; 0 for none."""
         self.stuck_s = 0.0
-        """Since when it has not taken our answers; 0 while it does."""
+        """Since when it has not taken our answers, or not let itself be closed; 0 while it does."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or tell it that the house is full."""
         peer = transport.get_extra_info("peername")
         self.client = client_of(peer[0]) if isinstance(peer, tuple) else "unix"
         self.made_s = self._loop.time()
+        self._line = cast("asyncio.Transport", transport)  # uvloop's is none.
         reason = self._census.enter(self)
         if reason is None:
             super().connection_made(transport)
             return
         self.force_close()  # Whatever it sends is not looked at.
-        self._census.turn_away(cast("asyncio.Transport", transport))  # uvloop's is none.
+        self._census.turn_away(self._line)
+
+    async def start(self) -> None:
+        """Answer requests until it ends. However that comes, nobody would answer afterwards."""
+        try:
+            await super().start()
+        finally:
+            self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Gone."""
@@ -143,6 +163,8 @@ class Connection(web.RequestHandler):
             self._feed(data[begin : begin + size], head_max)
             begin += size
         self._feed(data[begin:], head_max)
+        if not self._buffer_paused and len(self._messages) + self._request_in_progress > 1:
+            self._pause_reading_for_buffer()  # aiohttp goes on when the last that waits is taken.
         waiter = self._waiter
         if waiter is None or waiter.done():
             self.head_since_s = 0.0
@@ -234,10 +256,16 @@ class Connection(web.RequestHandler):
 
     def overdue(self, now_s: float, limits: Limits) -> str | None:
         """Why it must go; None when it may stay. Marks one whose time is nearly over."""
-        if self.head_since_s and now_s - self.head_since_s > limits.header_s:
-            return "slow_headers"
+        assert self._line is not None, "counted when it was made"
+        is_closing = self._line.is_closing()
+        if is_closing and not self.stuck_s:
+            self.stuck_s = now_s
         if self.stuck_s and now_s - self.stuck_s > SLOW_READER_S:
             return "slow_reader"
+        if is_closing:
+            return None  # The reason has been told.
+        if self.head_since_s and now_s - self.head_since_s > limits.header_s:
+            return "slow_headers"
         if limits.age_s:
             spread = (hash(self) // 64 % (2 * AGE_SPREAD + 1) - AGE_SPREAD) / 100
             over_s = now_s - self.made_s - limits.age_s * (1 + spread)
@@ -248,13 +276,12 @@ class Connection(web.RequestHandler):
 
     def end(self, reason: str) -> None:
         """Close it, with a word where one is due."""
-        if self.transport is None:
-            return
+        assert self._line is not None, "counted when it was made"
         if reason == "slow_reader":
-            self.transport.abort()
+            self._line.abort()
             return
         if reason == "slow_headers":
-            self.transport.write(TOO_SLOW)
+            self._line.write(TOO_SLOW)
         self.force_close()
 
 
