@@ -15,7 +15,7 @@ most that a whole one may have, and what has not become a request after that is 
 
 Requests that a client sends behind one that is not answered lie in memory that nothing counts, and
 aiohttp would take 32 of half a MiB. So the socket is not read while one waits behind another: what
-waits is what came in one read. OTLP clients do not do that, and who does loses nothing by it.
+waits is what came in a read or two. OTLP clients do not do that, and who does loses nothing by it.
 
 To close a connection is to wait until the client has taken what is written, and aiohttp waits for
 ever. So that time is bounded as every other is, and the connection remembers its transport, which
@@ -84,6 +84,8 @@ class Limits(NamedTuple):
     age_s: float = 0.0
     age_grace_s: float = 60.0
     line_bytes: int = 8190
+    makes_room: bool = False
+    """With no connection left, the one that is idle longest goes for the new one."""
 
     @property
     def head_bytes(self) -> int:
@@ -254,6 +256,13 @@ class Connection(web.RequestHandler):
         answer.force_close()
         return answer
 
+    @property
+    def idle_since_s(self) -> float | None:
+        """Since when it has waited for its client; None while its client waits for us."""
+        if (self._request_in_progress or self._messages) and not self.stuck_s:
+            return None
+        return self.stuck_s or self._next_keepalive_close_time - self._keepalive_timeout
+
     def overdue(self, now_s: float, limits: Limits) -> str | None:
         """Why it must go; None when it may stay. Marks one whose time is nearly over."""
         assert self._line is not None, "counted when it was made"
@@ -277,7 +286,7 @@ class Connection(web.RequestHandler):
     def end(self, reason: str) -> None:
         """Close it, with a word where one is due."""
         assert self._line is not None, "counted when it was made"
-        if reason == "slow_reader":
+        if reason in {"slow_reader", "limit"}:
             self._line.abort()
             return
         if reason == "slow_headers":
@@ -320,10 +329,10 @@ class Census:
         """Why it may not; None when it may, and is counted."""
         limits, client = self.limits, connection.client
         reason = None
-        if len(self._open) >= limits.connections:
-            reason = "limit"
-        elif limits.per_client and self._per_client.get(client, 0) >= limits.per_client:
+        if limits.per_client and self._per_client.get(client, 0) >= limits.per_client:
             reason = "per_client"
+        elif len(self._open) >= limits.connections and not self._make_room():
+            reason = "limit"
         if reason is not None:
             self.note(reason)
             return reason
@@ -332,6 +341,24 @@ class Census:
         self._per_client[client] = self._per_client.get(client, 0) + 1
         self._gauge.inc()
         return None
+
+    def _make_room(self) -> bool:
+        """Cut off the longest idle connection of the client that has most. False when that is not
+        the rule here, or all are at work."""
+        if not self.limits.makes_room:
+            return False
+        idle = [
+            (-self._per_client[each.client], since_s, id(each), each)
+            for each in self._open
+            if (since_s := each.idle_since_s) is not None
+        ]
+        if not idle:
+            return False
+        *_, longest = min(idle)
+        self.leave(longest)
+        self.note("limit")
+        longest.end("limit")
+        return True
 
     def turn_away(self, transport: asyncio.Transport) -> None:
         """Tell it that the house is full, and let it read that before the connection ends.
