@@ -163,7 +163,7 @@ class Page:
         )
 
     async def get(self, path: str, method: str = "GET") -> Answer:
-        async with connect(self.monitoring.port) as (reader, writer):
+        async with connect(self.monitoring.port) as (reader, writer), asyncio.timeout(60):
             writer.write(request_head(method, path))
             return await read_answer(reader, method)
 
@@ -208,6 +208,7 @@ def test_monitoring_answers() -> None:
         ("DELETE", "/healthz", 405),
         ("GET", "/", 404),
         ("GET", "/metrics/", 404),
+        ("GET", "http://xn--a/healthz", 404),
         ("GET", "/..%2f..%2fetc/passwd", 404),
     ],
 )
@@ -266,6 +267,43 @@ def test_nobody_keeps_the_supervisor_out() -> None:
             other[1].close()
 
     assert 2 * CONNECTIONS_OF_CLIENT_MAX < CONNECTIONS_MAX
+    asyncio.run(scenario())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is nobody's address")
+def test_nobody_keeps_the_supervisor_out_together() -> None:
+    """
+    Scenario: four addresses hold all connections that the pages have; a request is under way on
+    one of them, and a supervisor looks in; then requests are under way on all.
+    Guarantees: it is answered, the longest idle connection has gone for it and not the one at work,
+    and that is counted; with all at work it is told that they are.
+    """
+
+    async def scenario() -> None:
+        async with page() as made, AsyncExitStack() as stack:
+            port, census = made.monitoring.port, made.monitoring._listener.census
+            ends = []
+            for i in range(CONNECTIONS_MAX):
+                local = (f"127.0.0.{2 + i // CONNECTIONS_OF_CLIENT_MAX}", 0)
+                end, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=local)
+                stack.callback(writer.close)
+                ends.append(end)
+            await until(lambda: len(census) == CONNECTIONS_MAX)
+            first = min(census._open, key=lambda each: each.made_s)
+            first._request_in_progress = True
+            assert (await made.get("/healthz")).status == 200
+            assert await ends[1].read() == b""
+            assert first.counted
+            name = "otel_anomaly_receiver_refused_connections_total"
+            labels = {"transport": "monitoring", "reason": "limit"}
+            assert made.telemetry.registry.get_sample_value(name, labels) == 1
+            await until(lambda: len(census) == CONNECTIONS_MAX - 1)
+            await stack.enter_async_context(connect(port))
+            await until(lambda: len(census) == CONNECTIONS_MAX)
+            for each in census._open:
+                each._request_in_progress = True
+            assert (await made.get("/healthz")).status == 503
+
     asyncio.run(scenario())
 
 

@@ -12,6 +12,14 @@ in one pass, because a timer for each request costs more than a look at each con
 Nor does it know a sum of headers, and its parser keeps a head until the next one begins: without a
 bound of our own each idle connection could hold megabytes. So a head is fed to it in pieces of the
 most that a whole one may have, and what has not become a request after that is refused.
+
+Requests that a client sends behind one that is not answered lie in memory that nothing counts, and
+aiohttp would take 32 of half a MiB. So the socket is not read while one waits behind another: what
+waits is what came in a read or two. OTLP clients do not do that, and who does loses nothing by it.
+
+To close a connection is to wait until the client has taken what is written, and aiohttp waits for
+ever. So that time is bounded as every other is, and the connection remembers its transport, which
+aiohttp forgets at once.
 """
 
 from __future__ import annotations
@@ -76,6 +84,8 @@ class Limits(NamedTuple):
     age_s: float = 0.0
     age_grace_s: float = 60.0
     line_bytes: int = 8190
+    makes_room: bool = False
+    """With no connection left, the one that is idle longest goes for the new one."""
 
     @property
     def head_bytes(self) -> int:
@@ -90,6 +100,7 @@ class Connection(web.RequestHandler):
         "_broken",
         "_census",
         "_head_bytes",
+        "_line",
         "_newest",
         "client",
         "counted",
@@ -104,6 +115,9 @@ class Connection(web.RequestHandler):
         self._census = census
         self._broken = False
         """What it sends is not looked at any more."""
+        self._line: asyncio.Transport | None = None
+        """The transport, to the end of it: aiohttp's own is None when it has asked for that."""
+        self._msg_queue_resume_size = 0
         self._head_bytes = 0
         """Of a head that is not whole yet."""
         self._newest: StreamReader = EMPTY_PAYLOAD
@@ -116,19 +130,27 @@ class Connection(web.RequestHandler):
         self.head_since_s = 0.0
         """When the first byte of a head came that is not whole yet; 0 for none."""
         self.stuck_s = 0.0
-        """Since when it has not taken our answers; 0 while it does."""
+        """Since when it has not taken our answers, or not let itself be closed; 0 while it does."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or tell it that the house is full."""
         peer = transport.get_extra_info("peername")
         self.client = client_of(peer[0]) if isinstance(peer, tuple) else "unix"
         self.made_s = self._loop.time()
+        self._line = cast("asyncio.Transport", transport)  # uvloop's is none.
         reason = self._census.enter(self)
         if reason is None:
             super().connection_made(transport)
             return
         self.force_close()  # Whatever it sends is not looked at.
-        self._census.turn_away(cast("asyncio.Transport", transport))  # uvloop's is none.
+        self._census.turn_away(self._line)
+
+    async def start(self) -> None:
+        """Answer requests until it ends. However that comes, nobody would answer afterwards."""
+        try:
+            await super().start()
+        finally:
+            self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Gone."""
@@ -143,6 +165,8 @@ class Connection(web.RequestHandler):
             self._feed(data[begin : begin + size], head_max)
             begin += size
         self._feed(data[begin:], head_max)
+        if not self._buffer_paused and len(self._messages) + self._request_in_progress > 1:
+            self._pause_reading_for_buffer()  # aiohttp goes on when the last that waits is taken.
         waiter = self._waiter
         if waiter is None or waiter.done():
             self.head_since_s = 0.0
@@ -232,12 +256,25 @@ class Connection(web.RequestHandler):
         answer.force_close()
         return answer
 
+    @property
+    def idle_since_s(self) -> float | None:
+        """Since when it has waited for its client; None while its client waits for us."""
+        if (self._request_in_progress or self._messages) and not self.stuck_s:
+            return None
+        return self.stuck_s or self._next_keepalive_close_time - self._keepalive_timeout
+
     def overdue(self, now_s: float, limits: Limits) -> str | None:
         """Why it must go; None when it may stay. Marks one whose time is nearly over."""
-        if self.head_since_s and now_s - self.head_since_s > limits.header_s:
-            return "slow_headers"
+        assert self._line is not None, "counted when it was made"
+        is_closing = self._line.is_closing()
+        if is_closing and not self.stuck_s:
+            self.stuck_s = now_s
         if self.stuck_s and now_s - self.stuck_s > SLOW_READER_S:
             return "slow_reader"
+        if is_closing:
+            return None  # The reason has been told.
+        if self.head_since_s and now_s - self.head_since_s > limits.header_s:
+            return "slow_headers"
         if limits.age_s:
             spread = (hash(self) // 64 % (2 * AGE_SPREAD + 1) - AGE_SPREAD) / 100
             over_s = now_s - self.made_s - limits.age_s * (1 + spread)
@@ -248,13 +285,12 @@ class Connection(web.RequestHandler):
 
     def end(self, reason: str) -> None:
         """Close it, with a word where one is due."""
-        if self.transport is None:
-            return
-        if reason == "slow_reader":
-            self.transport.abort()
+        assert self._line is not None, "counted when it was made"
+        if reason in {"slow_reader", "limit"}:
+            self._line.abort()
             return
         if reason == "slow_headers":
-            self.transport.write(TOO_SLOW)
+            self._line.write(TOO_SLOW)
         self.force_close()
 
 
@@ -293,10 +329,10 @@ class Census:
         """Why it may not; None when it may, and is counted."""
         limits, client = self.limits, connection.client
         reason = None
-        if len(self._open) >= limits.connections:
-            reason = "limit"
-        elif limits.per_client and self._per_client.get(client, 0) >= limits.per_client:
+        if limits.per_client and self._per_client.get(client, 0) >= limits.per_client:
             reason = "per_client"
+        elif len(self._open) >= limits.connections and not self._make_room():
+            reason = "limit"
         if reason is not None:
             self.note(reason)
             return reason
@@ -305,6 +341,24 @@ class Census:
         self._per_client[client] = self._per_client.get(client, 0) + 1
         self._gauge.inc()
         return None
+
+    def _make_room(self) -> bool:
+        """Cut off the longest idle connection of the client that has most. False when that is not
+        the rule here, or all are at work."""
+        if not self.limits.makes_room:
+            return False
+        idle = [
+            (-self._per_client[each.client], since_s, id(each), each)
+            for each in self._open
+            if (since_s := each.idle_since_s) is not None
+        ]
+        if not idle:
+            return False
+        *_, longest = min(idle)
+        self.leave(longest)
+        self.note("limit")
+        longest.end("limit")
+        return True
 
     def turn_away(self, transport: asyncio.Transport) -> None:
         """Tell it that the house is full, and let it read that before the connection ends.

@@ -41,6 +41,7 @@ LINGER_S: Final = 3.0
 """After an early refusal, the time in which the rest of the body is read and thrown away, so that
 the client reads our answer and not a reset."""
 SWEEP_S: Final = 1.0
+LOG_EVERY_S: Final = 60.0
 BACKLOG: Final = 4096
 """Connections the kernel completes before we accept: a restart brings all clients at once."""
 
@@ -52,11 +53,14 @@ def _request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    """aiohttp's own, for its parser lets a CONNECT to nowhere through: a request without a target,
-    at which the connection's task would end and leave the connection without one."""
-    if message.url is None:
+    """aiohttp's own, for its parser lets targets through that no request can be made of: a CONNECT
+    to nowhere, a host that is no name (`http://xn--a/`). They become requests for nothing."""
+    loop = asyncio.get_running_loop()
+    try:
+        return web.BaseRequest(message, payload, protocol, writer, task, loop)
+    except Exception:  # noqa: BLE001 - The connection's task would end with it.
         message = message._replace(path="", url=URL())
-    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())
+        return web.BaseRequest(message, payload, protocol, writer, task, loop)
 
 
 class Listener:
@@ -158,9 +162,15 @@ class Listener:
 
     async def _sweep_forever(self) -> None:
         loop = asyncio.get_running_loop()
+        logged_s = -LOG_EVERY_S
         while True:
             await asyncio.sleep(SWEEP_S)
-            await self.census.sweep(loop.time)
+            try:
+                await self.census.sweep(loop.time)
+            except Exception:  # noqa: BLE001 - Without a next round no rule of time would hold.
+                if loop.time() - logged_s >= LOG_EVERY_S:
+                    logged_s = loop.time()
+                    HTTP_LOG.exception("the connections could not be looked through")
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 STOP_GRACE_S: Final = 1.0
 CONNECTIONS_MAX: Final = 256
-"""Scrapers and supervisors are few."""
+"""Scrapers and supervisors are few. The longest idle goes for one more: four addresses that hold
+their share would lock the supervisor out."""
 CONNECTIONS_OF_CLIENT_MAX: Final = 64
 """Of one address. One that holds them all would have the supervisor think that we are dead."""
 LINE_BYTES_MAX: Final = 4096
@@ -62,6 +63,7 @@ class Monitoring:
             connections=CONNECTIONS_MAX,
             per_client=CONNECTIONS_OF_CLIENT_MAX,
             line_bytes=LINE_BYTES_MAX,
+            makes_room=True,
         )
         self._endpoint = config.endpoint
         self._listener = Listener(config.endpoint, self._handle, census)
