@@ -123,6 +123,42 @@ def test_a_flood_costs_others_no_handshake(run: Callable[[Any], None], door: Doo
 
 @linux
 @LOOPS
+def test_many_clients_at_once_wait_for_each_other(
+    run: Callable[[Any], None], door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Scenario: a door with room for four handshakes and an hour for each; four clients are slow to
+    begin theirs, and a fifth comes; then the first goes on.
+    Guarantees: none is closed for another; the first is served, and its place is the fifth's.
+    """
+    monkeypatch.setattr(handshakes, "HANDSHAKES_MAX", 4)
+    monkeypatch.setattr(handshakes, "PATIENCE_S", 3600)
+
+    async def scenario() -> None:
+        async with http_door(**door.keys) as rig, AsyncExitStack() as stack:
+            slow = [
+                await asyncio.open_connection(
+                    "127.0.0.1", rig.door.port, local_addr=(f"127.0.0.{n}", 0)
+                )
+                for n in range(2, 6)
+            ]
+            for _, writer in slow:
+                stack.callback(writer.close)
+            await until(rig.door._listener._handshakes.are_full)
+            fifth = asyncio.create_task(door.post(rig.door.port, "127.0.0.6"))
+            server = cast("TlsServer", rig.door._listener._accepting[0])
+            await until(lambda: server._pause is not None)
+            first_reader, first_writer = slow[0]
+            await first_writer.start_tls(door.context, server_hostname="localhost")
+            assert await asked(first_reader, first_writer) == 200
+            assert await fifth == 200
+            assert not refused(rig.telemetry, "handshakes")
+
+    run(scenario())
+
+
+@linux
+@LOOPS
 def test_handshakes_count_to_their_client(run: Callable[[Any], None], door: Door) -> None:
     """
     Scenario: a door with room for three connections of a client; one begins five handshakes and
@@ -223,6 +259,9 @@ def test_a_door_without_files_to_accept_with_goes_on(
         def begin(self, accepted: socket.socket, host: str, _context: object) -> None:
             accepted.close()
             hosts.append(host)
+
+        def are_full(self) -> bool:
+            return False
 
     async def scenario() -> None:
         listening = Full()
