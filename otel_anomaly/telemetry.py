@@ -32,7 +32,15 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PREFIX = "otel_anomaly"
 TRANSPORTS = ("grpc", "http")
-REFUSED_CONNECTIONS = ("limit", "per_client", "slow_headers", "malformed", "aged", "slow_reader")
+REFUSED_CONNECTIONS = (
+    "limit",
+    "per_client",
+    "handshakes",
+    "slow_headers",
+    "malformed",
+    "aged",
+    "slow_reader",
+)
 RELOAD_RESULTS = ("applied", "unchanged", "refused")
 DROP_REASONS = (
     "damaged",

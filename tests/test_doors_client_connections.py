@@ -5,34 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl
 import sys
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import pytest
-import uvloop
 
 from otel_anomaly.receivers import client_connections, tcp_bytes
 from otel_anomaly.receivers.client_connections import ClientConnections, shut
 from otel_anomaly.receivers.tcp_bytes import Connected, connected_to
 from otel_anomaly.telemetry import Telemetry
-from tests.certificates import make_certificates
-from tests.door_rigs import (
-    PROTOBUF,
-    connect,
-    grpc_door,
-    http_door,
-    read_answer,
-    request_head,
-    until,
-)
+from tests.door_rigs import grpc_door, until
 from tests.raw_http2 import RawClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.door_rigs import GrpcRig
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who is connected")
@@ -51,10 +38,10 @@ def open_now(telemetry: Telemetry) -> float | None:
     return telemetry.registry.get_sample_value("otel_anomaly_receiver_connections", labels)
 
 
-def shut_so_far(telemetry: Telemetry, transport: str = "grpc") -> float | None:
+def shut_so_far(telemetry: Telemetry) -> float | None:
     """The same of those that were too many."""
     name = "otel_anomaly_receiver_refused_connections_total"
-    labels = {"transport": transport, "reason": "per_client"}
+    labels = {"transport": "grpc", "reason": "per_client"}
     return telemetry.registry.get_sample_value(name, labels)
 
 
@@ -100,36 +87,6 @@ async def opened(rig: GrpcRig, stack: AsyncExitStack, count: int) -> list[RawCli
     return [await stack.enter_async_context(RawClient(rig.door.port)) for _ in range(count)]
 
 
-@linux
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_handshakes_count_to_their_client(run: Callable[[Any], None], tmp_path: Path) -> None:
-    """
-    Scenario: an HTTP door with TLS and room for three connections of a client; one begins five
-    handshakes and says nothing more, and another client comes.
-    Guarantees: two are closed and counted long before their time is over; the other client is let
-    in.
-    """
-    files = make_certificates(tmp_path)
-    tls = {"cert_file": str(files.cert), "key_file": str(files.key)}
-    keys = {"tls": tls, "per_client": {"connections": 3}, "read_header_timeout": "1h"}
-
-    async def scenario() -> None:
-        async with http_door(**keys) as rig, AsyncExitStack() as stack:
-            silent = [await stack.enter_async_context(connect(rig.door.port)) for _ in range(5)]
-            await until(lambda: sum(reader.at_eof() for reader, _ in silent) == 2)
-            await until(lambda: shut_so_far(rig.telemetry, "http") == 2)
-            context = ssl.create_default_context(cafile=files.ca)
-            reader, writer = await asyncio.open_connection(
-                "127.0.0.1", rig.door.port, ssl=context, local_addr=("127.0.0.2", 0)
-            )
-            writer.write(request_head("POST", "/v1/traces", content_type=PROTOBUF))
-            assert (await read_answer(reader)).status == 200
-            writer.close()
-            assert shut_so_far(rig.telemetry, "http") == 2
-
-    run(scenario())
-
-
 def test_where_nobody_knows_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """
     Scenario: the kernel does not say who is connected; without a limit, then with one, for long.
@@ -143,7 +100,7 @@ def test_where_nobody_knows_it_is_said(caplog: pytest.LogCaptureFixture) -> None
         return None
 
     async def scenario() -> None:
-        connections = ClientConnections("grpc", Telemetry(), nobody_knows, gauge=True)
+        connections = ClientConnections(Telemetry(), nobody_knows)
         connections.start(1)
         await until(lambda: asked > 2)
         assert not caplog.messages
@@ -178,7 +135,7 @@ def test_looks_go_on_when_one_fails(
     async def scenario() -> None:
         telemetry = Telemetry()
         monkeypatch.setattr(client_connections, "shut", shuts)
-        connections = ClientConnections("grpc", telemetry, lambda _port: found, gauge=True)
+        connections = ClientConnections(telemetry, lambda _port: found)
         connections.limit(2)
         connections.start(1)
         await until(lambda: bool(shut_so_far(telemetry)))

@@ -1,10 +1,9 @@
 """Connections by client, as the kernel tells them: not too many of one, whoever accepts them.
 
 grpcio accepts by itself, tells nothing of its connections, and has one limit for all: one client
-could hold them all and send nothing. At the HTTP door the same is true of connections whose TLS
-handshake is not over. So the kernel is asked who is connected, and the newest connections of a
-client that has too many are shut down, which to the server looks as if the client had gone. What
-was under way on them gets no answer, and OTLP clients send it again.
+could hold them all and send nothing. So the kernel is asked who is connected, and the newest
+connections of a client that has too many are shut down, which to the server looks as if the client
+had gone. What was under way on them gets no answer, and OTLP clients send it again.
 
     every LOOK_S   the kernel's list -> by client, in the order first seen -> beyond the limit: shut
 
@@ -45,17 +44,14 @@ OPEN_FILES: Final = "/proc/self/fd"
 
 
 class ClientConnections:
-    """All connections of one door. Used from its event loop only; it looks in a thread."""
+    """All connections of the gRPC door. Used from its event loop only; it looks in a thread."""
 
-    def __init__(
-        self, transport: str, telemetry: Telemetry, ask: Ask = connected_to, *, gauge: bool
-    ) -> None:
-        """`ask` lists who is connected to a port. `gauge`: nobody else counts those of the door."""
-        self._transport = transport
+    def __init__(self, telemetry: Telemetry, ask: Ask = connected_to) -> None:
+        """`ask` lists who is connected to a port."""
         self._per_client = 0
         self._ask = ask
-        self._gauge = telemetry.connections.labels(transport) if gauge else None
-        self._refused = telemetry.refused_connections.labels(transport, "per_client")
+        self._gauge = telemetry.connections.labels("grpc")
+        self._refused = telemetry.refused_connections.labels("grpc", "per_client")
         self._clients: dict[bytes, str] = {}
         self._is_told = False
         self._task: asyncio.Task[None] | None = None
@@ -79,8 +75,7 @@ class ClientConnections:
         loop = asyncio.get_running_loop()
         for number in itertools.count():
             began_s = loop.time()
-            idle = self._gauge is None or number % LOOKS_WITHOUT_LIMIT
-            if self._per_client or not idle:
+            if self._per_client or number % LOOKS_WITHOUT_LIMIT == 0:
                 await self._look(port)
             await asyncio.sleep(max(LOOK_S, (loop.time() - began_s) / LOOK_SHARE))
 
@@ -93,9 +88,8 @@ class ClientConnections:
         if not is_known and limit and not self._is_told:
             self._is_told = True
             LOG.warning(
-                "OTLP/%s: per_client.connections does not hold for all: this system does not"
-                " say who is connected, or has no file or thread left to ask with",
-                self._transport,
+                "OTLP/grpc: per_client.connections does not hold for all: this system does not"
+                " say who is connected, or has no file or thread left to ask with"
             )
 
     async def _hold(self, port: int, limit: int) -> bool:
@@ -103,8 +97,7 @@ class ClientConnections:
         found = await asyncio.to_thread(self._ask, port)
         if found is None:
             return False
-        if self._gauge is not None:
-            self._gauge.set(len(found))
+        self._gauge.set(len(found))
         beyond = await asyncio.to_thread(self._beyond, found, limit) if limit else None
         if beyond:
             self._refused.inc(await asyncio.to_thread(shut, beyond))

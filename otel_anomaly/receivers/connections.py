@@ -321,6 +321,10 @@ class Census:
     def __len__(self) -> int:
         return len(self._open)
 
+    def held_by(self, client: str) -> int:
+        """How many of them are one client's."""
+        return self._per_client.get(client, 0)
+
     def note(self, reason: str) -> None:
         """Count one that was refused or ended."""
         self._telemetry.refused_connections.labels(self._transport, reason).inc()
@@ -329,7 +333,7 @@ class Census:
         """Why it may not; None when it may, and is counted."""
         limits, client = self.limits, connection.client
         reason = None
-        if limits.per_client and self._per_client.get(client, 0) >= limits.per_client:
+        if limits.per_client and self.held_by(client) >= limits.per_client:
             reason = "per_client"
         elif len(self._open) >= limits.connections and not self._make_room():
             reason = "limit"
@@ -338,7 +342,7 @@ class Census:
             return reason
         connection.counted = True
         self._open.add(connection)
-        self._per_client[client] = self._per_client.get(client, 0) + 1
+        self._per_client[client] = self.held_by(client) + 1
         self._gauge.inc()
         return None
 

@@ -99,7 +99,7 @@ class GrpcReceiver:
         self._gate = Gate(admit, clock)
         self._bodies = GrpcBodies(config.max_recv_msg_size_mib * _MIB, config.read_timeout / 1e9)
         telemetry.unfinished_bytes.labels("grpc").set_function(lambda: self._bodies.bodies.held)
-        self._connections = ClientConnections("grpc", telemetry, gauge=True)
+        self._connections = ClientConnections(telemetry)
         self._files = FileReload("grpc", telemetry, self._read_files)
         self._certificate = _Certificate()
         self._loops = LoopGuard("grpc", telemetry, clock)

@@ -23,7 +23,6 @@ from aiohttp import hdrs, web
 from otel_anomaly.handoff import INSTANCE_HEADER, Outcome, Reply, Signal, admit_all
 from otel_anomaly.receivers.body import BodyReader, malformed, too_large
 from otel_anomaly.receivers.certificates import server_context
-from otel_anomaly.receivers.client_connections import ClientConnections
 from otel_anomaly.receivers.connections import Census, Limits
 from otel_anomaly.receivers.cors import Cors
 from otel_anomaly.receivers.gate import Gate
@@ -113,7 +112,6 @@ class HttpReceiver:
         telemetry.unfinished_bytes.labels("http").set_function(lambda: self._bodies.held)
         census = Census("http", telemetry, _not_http)
         self._listener = Listener(config.endpoint, self._handle, census)
-        self._shaking = ClientConnections("http", telemetry, gauge=False)
         self._files = FileReload("http", telemetry, self._read_files)
         self._loops = LoopGuard("http", telemetry, clock)
 
@@ -141,8 +139,6 @@ class HttpReceiver:
         self._context, self._gate.credentials, watch = read_files(config, server_context)
         self._set_limits(config)
         await self._listener.start(self._context)
-        if self.port:
-            self._shaking.start(self.port)
         await self._files.start(config, watch)
         warn_of_exposure("http", config)
 
@@ -190,8 +186,6 @@ class HttpReceiver:
     def _set_limits(self, config: HttpReceiverConfig) -> None:
         self._cors = Cors(config.cors) if config.cors is not None else None
         self._gate.limit_clients(config.per_client)
-        # Without TLS the census sees every connection from its first moment.
-        self._shaking.limit(config.per_client.connections if config.tls is not None else 0)
         self._bodies.bodies.limit = config.max_request_body_size
         self._bodies.timeout_s = config.read_timeout / 1e9
         self._listener.census.limits = Limits(
@@ -208,7 +202,6 @@ class HttpReceiver:
         """Accept nothing more; give requests that are being answered `grace_s` seconds."""
         await self._files.stop()
         self._bodies.stop()
-        await self._shaking.stop()
         await self._listener.stop(grace_s)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:

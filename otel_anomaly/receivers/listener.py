@@ -14,12 +14,13 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from yarl import URL
 
 from otel_anomaly.receivers.connections import HTTP_LOG, Census, Connection, Limits
+from otel_anomaly.receivers.handshakes import Handshakes, TlsServer
 from otel_anomaly.receivers.sockets import (
     host_and_port,
     owner_only,
@@ -76,7 +77,8 @@ class Listener:
         self._handler = handler
         self.census = census
         self._http: web.Server | None = None
-        self._accepting: list[asyncio.Server] = []
+        self._handshakes = Handshakes(census, self._connection)
+        self._accepting: list[asyncio.Server | TlsServer] = []
         self._sweeper: asyncio.Task[None] | None = None
         self.port = 0
 
@@ -116,33 +118,33 @@ class Listener:
             return
         host, port = host_and_port(self._endpoint)
         server = await loop.create_server(
-            self._connection, host, port, backlog=BACKLOG, **self._tls_options(context)
+            self._connection, host, port, backlog=BACKLOG, start_serving=context is None
         )
         self._accepting = [server]
         self.port = server.sockets[0].getsockname()[1]
-
-    def _tls_options(self, context: ssl.SSLContext | None) -> dict[str, Any]:
-        if context is None:
-            return {}
-        return {"ssl": context, "ssl_handshake_timeout": self.census.limits.header_s}
+        if context is not None:
+            await self.use_tls(context)
 
     async def use_tls(self, context: ssl.SSLContext | None) -> None:
         """Accept with another context from now on, or without one."""
         assert unix_path(self._endpoint) is None, "refused by the configuration"
-        loop, before = asyncio.get_running_loop(), self._accepting
+        before = self._accepting
         doubles = [
             socket.socket(fileno=os.dup(each.fileno()))
             for server in before
             for each in server.sockets
         ]
-        self._accepting = [
-            await loop.create_server(
-                self._connection, sock=double, backlog=BACKLOG, **self._tls_options(context)
-            )
-            for double in doubles
-        ]
+        self._accepting = [await self._accept_on(double, context) for double in doubles]
         for server in before:
             server.close()
+
+    async def _accept_on(
+        self, bound: socket.socket, context: ssl.SSLContext | None
+    ) -> asyncio.Server | TlsServer:
+        if context is not None:
+            return TlsServer(bound, BACKLOG, self._handshakes, context)
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(self._connection, sock=bound, backlog=BACKLOG)
 
     def _connection(self) -> Connection:
         assert self._http is not None
@@ -181,6 +183,7 @@ class Listener:
             return
         for server in self._accepting:
             server.close()
+        await self._handshakes.stop()
         with contextlib.suppress(OSError):
             remove_socket(self._endpoint)
         self._http.pre_shutdown()
