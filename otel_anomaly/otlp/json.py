@@ -75,7 +75,6 @@ _WHY: Final = {
     scalars.NOT_AN_OBJECT: "must be an object",
     scalars.NOT_A_LIST: "must be a list",
     scalars.NOT_A_STRING: "must be a string",
-    scalars.HALF_A_PAIR: "must be Unicode text: it has half a surrogate pair",
     scalars.NOT_HEX: "must be a string of hex digits, an even number of them",
     scalars.NOT_BASE64: "must be a string in base64",
     scalars.NOT_A_BOOL: "must be true or false",

@@ -59,7 +59,6 @@ from otel_anomaly.otlp.json_text import (
     either,
     read_string,
     skip_space,
-    skip_string,
 )
 from otel_anomaly.otlp.wire import is_utf8
 
@@ -75,14 +74,10 @@ def _read_name(text: Array, at: Int, end: Int, scratch: Array, owner: Int) -> tu
     """A member's name and colon: (where its value begins, which name it is or -1)."""
     if at >= end or load1(text, at) != QUOTE:
         return BROKEN, np.int64(-1)
-    member = np.int64(-1)
     next_, start, stop, decoded = read_string(text, at, end, scratch, np.int64(0))
-    if next_ >= 0:
-        member = find_member(either(text, scratch, decoded), start, stop, owner)
-    else:
-        next_ = skip_string(text, at, end)
-        if next_ < 0:
-            return BROKEN, member
+    if next_ < 0:
+        return BROKEN, np.int64(-1)
+    member = find_member(either(text, scratch, decoded), start, stop, owner)
     at = skip_space(text, next_, end)
     if at >= end or load1(text, at) != COLON:
         return BROKEN, member

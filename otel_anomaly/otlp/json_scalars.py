@@ -65,7 +65,6 @@ from otel_anomaly.otlp.json_text import QUOTE, either, read_string
     NOT_AN_OBJECT,
     NOT_A_LIST,
     NOT_A_STRING,
-    HALF_A_PAIR,
     NOT_HEX,
     NOT_BASE64,
     NOT_A_BOOL,
@@ -75,7 +74,7 @@ from otel_anomaly.otlp.json_text import QUOTE, either, read_string
     OUT_OF_RANGE,
     TOO_NESTED,
     NOT_UTF8,
-) = np.arange(-10, -23, -1)
+) = np.arange(-10, -22, -1)
 
 _MISFIT_OF_KIND: Final = np.full(KIND.max() + 1, NOT_WHOLE, np.int64)
 _MISFIT_OF_KIND[[TEXT, ID, BASE64]] = NOT_A_STRING, NOT_HEX, NOT_BASE64
@@ -90,13 +89,6 @@ for _value, _byte in enumerate(b"0123456789abcdef"):
 for _value, _byte in enumerate(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"):
     _BASE64[_byte] = _value
 _BASE64[ord("-")], _BASE64[ord("_")] = 62, 63
-
-
-@inlined
-def misfit(text: Array, at: Int, kind: Int) -> Int:
-    """Why what stands there, JSON or not, is no value of a kind."""
-    is_string = at < text.size and load1(text, at) == QUOTE
-    return HALF_A_PAIR if is_string and kind == TEXT else _MISFIT_OF_KIND[kind]
 
 
 # --- Texts -----------------------------------------------------------------------------------
@@ -134,10 +126,10 @@ def read_text(
     """A string of a field of text, of hex or of base64, with its length: (next, put)."""
     text, scratch, out = borrow(text), borrow(scratch), borrow(out)
     if at >= end or load1(text, at) != QUOTE:
-        return misfit(text, at, kind), put
+        return _MISFIT_OF_KIND[kind], put
     next_, start, stop, decoded = read_string(text, at, end, scratch, np.int64(0))
     if next_ < 0:
-        return misfit(text, at, kind), put
+        return _MISFIT_OF_KIND[kind], put
     source = either(text, scratch, decoded)
     if kind == TEXT:
         put = put_varint(out, put, stop - start)
@@ -232,11 +224,11 @@ def read_numeric(
             return at + 4, np.int64(1)
         if is_word(text, at, end, FALSE):
             return at + 5, np.int64(0)
-        return misfit(text, at, kind), np.int64(0)
+        return _MISFIT_OF_KIND[kind], np.int64(0)
     if load1(text, at) == QUOTE:
         next_, start, stop, decoded = read_string(text, at, end, scratch, np.int64(0))
         if next_ < 0:
-            return misfit(text, at, kind), np.int64(0)
+            return _MISFIT_OF_KIND[kind], np.int64(0)
         source = either(text, scratch, decoded)
         if kind == DOUBLE:
             why, value = _double_in_string(source, start, stop, number)
@@ -251,7 +243,7 @@ def read_numeric(
         return (next_ if why >= 0 else why), value
     if kind == DOUBLE:
         return _special_double(text, at, end)
-    return misfit(text, at, kind), np.int64(0)
+    return _MISFIT_OF_KIND[kind], np.int64(0)
 
 
 @inlined

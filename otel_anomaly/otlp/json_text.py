@@ -154,7 +154,11 @@ def _hex4(data: Array, at: Int, end: Int) -> Int:
 
 @inlined
 def _unescape_unicode(data: Array, at: Int, end: Int, scratch: Array, put: Int) -> tuple[Int, Int]:
-    """`unescape` behind a \\u: one character, or two halves of one, as UTF-8."""
+    """`unescape` behind a \\u: one character, or two halves of one, as UTF-8.
+
+    For a half alone stands U+FFFD: JavaScript cuts texts in the middle of a character and writes
+    what is left, and a batch is not to be lost for that.
+    """
     code = _hex4(data, at, end)
     at += 4
     if 0xD800 <= code <= 0xDBFF and end - at >= 6:
@@ -164,8 +168,10 @@ def _unescape_unicode(data: Array, at: Int, end: Int, scratch: Array, put: Int) 
         if 0xDC00 <= half <= 0xDFFF:
             at += 6
             code = 0x10000 + ((code - 0xD800) << 10) + (half - 0xDC00)
-    if code < 0 or 0xD800 <= code <= 0xDFFF:
+    if code < 0:
         return np.int64(-1), put
+    if 0xD800 <= code <= 0xDFFF:
+        code = 0xFFFD
     return at, write_utf8(scratch, put, code)
 
 
@@ -193,10 +199,7 @@ def write_utf8(scratch: Array, put: Int, code: Int) -> Int:
 
 @kernel
 def skip_string(data: Array, at: Int, end: Int) -> Int:
-    """The position behind the string whose opening quote is at `at`, or -1 where it is broken.
-
-    Halves of surrogate pairs are let pass, as Python's reader does: nobody looks inside.
-    """
+    """The position behind the string whose opening quote is at `at`, or -1 where it is broken."""
     data = borrow(data)
     at += 1
     while True:

@@ -125,6 +125,23 @@ def test_J_keys_are_lower_camel_case(doors: Doors) -> None:  # noqa: N802
     assert not [name for name in names if "_" in name or name[0].isupper()]
 
 
+def test_J_half_a_surrogate_pair(doors: Doors) -> None:  # noqa: N802
+    """
+    Scenario: texts that a client has cut in the middle of a character, as JavaScript does: the
+    first half, both in the wrong order, and one before a whole character.
+    Guarantees: the batch is taken; U+FFFD stands where a half was, and the rest is as it came.
+    """
+    for cut, text in (
+        ("ok \ud83d", "ok \ufffd"),
+        ("\ude00\ud83d", "\ufffd\ufffd"),
+        ("\ud83d\ud83d\ude00x", "\ufffd\U0001f600x"),
+    ):
+        pair = {"key": cut, "value": {"stringValue": cut}}
+        span = into(doors, {"name": cut, "attributes": [pair], cut: 1})
+        assert span.name == span.attributes[0].key == text
+        assert span.attributes[0].value.string_value == text
+
+
 def test_J_unknown_names_are_ignored(doors: Doors) -> None:  # noqa: N802
     """
     Scenario: names that nobody knows, with values of every kind.
