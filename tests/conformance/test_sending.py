@@ -34,15 +34,19 @@ from tests.conformance.hops import (
     configured,
     exporter_keys,
     play,
+    sending,
     until,
 )
 from tests.conformance.requests import full, traces
-from tests.exporters_world import Books, FixedClock
+from tests.exporters_world import Books, FixedClock, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 every_out = pytest.mark.parametrize("out", OUTS, ids=str)
+proto_outs = pytest.mark.parametrize(
+    "out", [out for out in PLAIN if out.encoding == "proto"], ids=str
+)
 plain_outs = pytest.mark.parametrize("out", PLAIN, ids=str)
 Code = grpc.StatusCode
 
@@ -102,7 +106,7 @@ def test_E1_transient_failures_are_retried(out: Out) -> None:  # noqa: N802 - th
     play(out, (busy(out),) * 3, work)
 
 
-@pytest.mark.parametrize("out", [out for out in PLAIN if out.encoding == "proto"], ids=str)
+@proto_outs
 def test_E2_the_delay_asked_for_is_kept(out: Out) -> None:  # noqa: N802
     """
     Scenario: the next hop asks for an hour with a retryable refusal; retries end after 30 seconds.
@@ -289,6 +293,38 @@ def test_E9_a_server_that_hangs_up(out: Out) -> None:  # noqa: N802
         assert (len(hop.bodies), sender.books.failed) == (3, 2)
 
     play(out, (), work)
+
+
+@proto_outs
+def test_E9_a_connection_that_goes_silent(out: Out) -> None:  # noqa: N802
+    """
+    Scenario: after a first answer nothing passes on the connection any more, and nobody closes it;
+    new connections work.
+    Guarantees: the next request is delivered on another connection, well before it would be given
+    up; the one left is closed.
+    """
+    hop = NextHop(out)
+    # gRPC finds out by itself after a minute, when a ping happens to be under way.
+    retry = {"initial_interval": "10ms", "max_interval": "20ms", "max_elapsed_time": "30s"}
+    keys = {"timeout": "1s", "retry_on_failure": retry}
+
+    async def main() -> None:
+        async with hop.serving() as hop_port:
+            relay = Relay(hop_port)
+            async with (
+                relay.serving() as port,
+                sending(out, port, random.Random(1), **keys) as sender,
+            ):
+                sender.put(BODY)
+                await until(lambda: sender.books.sent == 1)
+                relay.swallowed = 1
+                sender.put(BODY)
+                await until(lambda: sender.books.held == 0)
+                assert (sender.books.sent, sender.books.dropped()) == (2, 0)
+                await until(lambda: relay.open == 1)
+                assert relay.made > 1
+
+    asyncio.run(main())
 
 
 @plain_outs
