@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from otel_anomaly.config import DebugExporterConfig
@@ -12,7 +13,7 @@ from otel_anomaly.handoff import Outcome, Payload, Signal
 from otel_anomaly.telemetry import DROP_REASONS, Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from prometheus_client import Counter, Gauge
 
@@ -80,6 +81,61 @@ class ScriptedExporter:
     @property
     def bodies(self) -> list[bytes]:
         return [attempt.body for attempt in self.attempts]
+
+
+class Relay:
+    """TCP connections to a port, passed on or swallowed."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._ways: set[asyncio.Task[None]] = set()
+        self.made = self.open = 0
+        self.swallowed = 0
+        """So many of the first connections stay open, and nothing passes any more."""
+        self.gate: asyncio.Event | None = None
+        """Connections are taken, and nothing passes before it is set."""
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[int]:
+        """The relay at a port; what is open at the end is cut."""
+        server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.gather(*self._ways)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.made += 1
+        self.open += 1
+        self._writers.add(writer)
+        number = self.made
+        if self.gate is not None:
+            await self.gate.wait()
+        back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        ends = writer, back_writer
+        self._writers.add(back_writer)
+        ways = [
+            asyncio.create_task(self._pass_on(number, reader, back_writer)),
+            asyncio.create_task(self._pass_on(number, back_reader, writer)),
+        ]
+        self._ways.update(ways)
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.transport.abort()
+        self._writers.difference_update(ends)
+        self.open -= 1
+
+    async def _pass_on(
+        self, number: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter
+    ) -> None:
+        with suppress(OSError):
+            while chunk := await source.read(1 << 16):
+                if number > self.swallowed:
+                    sink.write(chunk)
 
 
 def section(**keys: object) -> DebugExporterConfig:

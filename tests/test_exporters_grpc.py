@@ -28,6 +28,8 @@ from otel_anomaly.exporters.grpc import (
 )
 from otel_anomaly.handoff import Signal
 from tests.certificates import Certificates, make_certificates
+from tests.door_rigs import until
+from tests.exporters_world import Relay
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -268,6 +270,118 @@ def test_away_and_back() -> None:
             assert (await call).kind is Kind.RETRY
             async with serving(Hop(), port=port):
                 await until_sent(exporter)
+
+    asyncio.run(main())
+
+
+async def never(_: Any) -> bytes:
+    """An answer that does not come."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def test_a_slow_next_hop_is_not_heaped_with_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Scenario: three rounds of four calls at once, of which none is ever answered.
+    Guarantees: at most one new channel a round, and the connections left are closed meanwhile.
+    """
+    channels = []
+    make = grpc.aio.insecure_channel
+
+    def noted(*args: Any, **settings: Any) -> grpc.aio.Channel:
+        channels.append(make(*args, **settings))
+        return channels[-1]
+
+    monkeypatch.setattr(grpc.aio, "insecure_channel", noted)
+
+    async def main() -> None:
+        async with serving(Hop(never)) as hop_port:
+            relay = Relay(hop_port)
+            async with relay.serving() as port, exporting(port, timeout="300ms") as exporter:
+                for _ in range(3):
+                    calls = [exporter.send(b"x", Signal.TRACES, 1) for _ in range(4)]
+                    results = await asyncio.gather(*calls)
+                    assert {result.kind for result in results} == {Kind.RETRY}
+                await until(lambda: relay.open <= 1)
+                assert relay.made <= 3
+        assert len(channels) <= 1 + 3
+
+    asyncio.run(main())
+
+
+def test_exporters_share_no_connection() -> None:
+    """
+    Scenario: two exporters with the same settings, as when one takes over from the other.
+    Guarantees: a connection each, so that a dead one is not inherited.
+    """
+
+    async def main() -> None:
+        async with serving(Hop()) as hop_port:
+            relay = Relay(hop_port)
+            async with (
+                relay.serving() as port,
+                exporting(port) as one,
+                exporting(port) as other,
+            ):
+                for exporter in (one, other):
+                    assert await exporter.send(b"x", Signal.TRACES, 1) == SENT
+                assert relay.made == 2
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_takes_its_time_is_waited_for() -> None:
+    """
+    Scenario: setting up the connection takes longer than two calls may.
+    Guarantees: the second call waits for the same connection, and a later one is sent over it.
+    """
+
+    async def main() -> None:
+        async with serving(Hop()) as hop_port:
+            relay = Relay(hop_port)
+            relay.gate = asyncio.Event()
+            async with relay.serving() as port, exporting(port, timeout="500ms") as exporter:
+                for _ in range(2):
+                    assert (await exporter.send(b"x", Signal.TRACES, 1)).kind is Kind.RETRY
+                await until(lambda: relay.made > 0)
+                assert relay.made == 1
+                relay.gate.set()
+                while await exporter.send(b"x", Signal.TRACES, 1) != SENT:
+                    pass
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_answers_is_kept() -> None:
+    """
+    Scenario: a call is not answered in time while another is; then the next hop itself says
+    DEADLINE_EXCEEDED.
+    Guarantees: one connection for all of them.
+    """
+    entered = asyncio.Event()
+
+    async def answer(_: Any) -> bytes:
+        body = hop.calls[-1][1]
+        if body == b"slow":
+            entered.set()
+            return await never(None)
+        return await refusal(_) if body == b"refused" else b""
+
+    hop = Hop(answer)
+    refusal = refusing(Code.DEADLINE_EXCEEDED, "context deadline exceeded")
+
+    async def main() -> None:
+        async with serving(hop) as hop_port:
+            relay = Relay(hop_port)
+            async with relay.serving() as port, exporting(port, timeout="3s") as exporter:
+                slow = asyncio.create_task(exporter.send(b"slow", Signal.TRACES, 1))
+                await entered.wait()
+                assert await exporter.send(b"quick", Signal.TRACES, 1) == SENT
+                assert (await slow).kind is Kind.RETRY
+                refused = await exporter.send(b"refused", Signal.TRACES, 1)
+                assert refused.kind is Kind.RETRY
+                assert await exporter.send(b"quick", Signal.TRACES, 1) == SENT
+                assert relay.made == 1
 
     asyncio.run(main())
 

@@ -50,6 +50,8 @@ NOT_ABOUT_DATA: Final = frozenset(
 """Refusals that every other request would meet as well."""
 
 RESPONSE_TOO_LARGE: Final = "CLIENT: Received message larger than max"
+DEADLINE_IS_OVER: Final = "Deadline Exceeded"
+"""What grpcio says of our own deadline."""
 
 OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
     ("grpc.primary_user_agent", USER_AGENT),
@@ -63,12 +65,30 @@ OPTIONS: Final[tuple[tuple[str, int | str], ...]] = (
     # gRPC would grow this to two minutes: longer than a next hop takes to restart.
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 5000),
+    # Channels with the same arguments share connections otherwise: a new one would go on with the
+    # connection that the old one was left for.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 _COMPRESSION: Final = {"gzip": grpc.Compression.Gzip, "none": grpc.Compression.NoCompression}
 
 
+class _Line:
+    """A channel and its calls. A call ends on the one it began on."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.export = {signal: channel.unary_unary(method) for signal, method in METHOD_OF.items()}
+        self.under_way = 0
+        self.ended = 0
+        """Calls that came to another end than our deadline."""
+
+
 class GrpcExporter:
-    """One channel to one next hop."""
+    """One channel to one next hop, left for a new one when it falls silent.
+
+    A path that dies without a word, like a node that is lost or a firewall that forgets a flow,
+    leaves a connection that gRPC holds on to for minutes while new ones would work.
+    """
 
     serial = False
 
@@ -83,38 +103,60 @@ class GrpcExporter:
     async def start(self) -> None:
         """Make the channel; it connects when there is something to send."""
         await refuse_own_doors((self._config.endpoint,), self._doors)
-        target, secure = target_of(self._config.endpoint, insecure=self._config.tls.insecure)
+        self._target, secure = target_of(self._config.endpoint, insecure=self._config.tls.insecure)
+        self._credentials = None
+        if secure:
+            pem = pem_files(self._config.tls)
+            self._credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+        self._line = self._new_line()
+
+    def _new_line(self) -> _Line:
         settings: dict[str, Any] = {
             "options": OPTIONS,
             "compression": _COMPRESSION[self._config.compression],
         }
-        if secure:
-            pem = pem_files(self._config.tls)
-            credentials = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
-            self._channel = grpc.aio.secure_channel(target, credentials, **settings)
-        else:
-            self._channel = grpc.aio.insecure_channel(target, **settings)
-        self._export = {
-            signal: self._channel.unary_unary(method) for signal, method in METHOD_OF.items()
-        }
+        if self._credentials is None:
+            return _Line(grpc.aio.insecure_channel(self._target, **settings))
+        return _Line(grpc.aio.secure_channel(self._target, self._credentials, **settings))
 
     async def send(self, body: bytes, signal: Signal, items: int) -> SendResult:
         """One call, within the deadline."""
         del items
+        line = self._line
+        ended = line.ended
+        line.under_way += 1
         try:
-            response = await self._export[signal](
+            response = await line.export[signal](
                 body, timeout=self._timeout_s, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
+            if not _is_our_deadline(error):
+                line.ended += 1
+            elif line.ended == ended:
+                self._leave(line)
             too_large = _is_response_too_large(error)
             result = taken(None, signal) if too_large else failure(error)
         else:
+            line.ended += 1
             result = taken(response, signal)
+        finally:
+            line.under_way -= 1
+            if line is not self._line and not line.under_way:
+                await line.channel.close()
         return without_headers(result, self._told)
 
+    def _leave(self, line: _Line) -> None:
+        """Send on a new channel from the next call on; the last call on this one closes it.
+
+        Calls that time out together leave it once. One that is not connected is left to connect:
+        a handshake that takes longer than the deadline would never come to its end.
+        """
+        if line is self._line and line.channel.get_state() is grpc.ChannelConnectivity.READY:
+            self._line = self._new_line()
+
     async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
+        """Close the channel; one that was left is closed by then."""
+        await self._line.channel.close()
 
 
 def failure(error: grpc.aio.AioRpcError) -> SendResult:
@@ -134,6 +176,11 @@ def _is_response_too_large(error: grpc.aio.AioRpcError) -> bool:
     """
     mine = error.code() is Code.RESOURCE_EXHAUSTED and RESPONSE_TOO_LARGE in (error.details() or "")
     return mine and not error.trailing_metadata()
+
+
+def _is_our_deadline(error: grpc.aio.AioRpcError) -> bool:
+    """Whether nobody answered in time; a next hop that gave up on its own says so in its words."""
+    return error.code() is Code.DEADLINE_EXCEEDED and error.details() == DEADLINE_IS_OVER
 
 
 def _status_details(metadata: Any) -> bytes:  # noqa: ANN401 - grpc has no types.

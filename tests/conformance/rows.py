@@ -75,7 +75,7 @@ EXPORTER: Final = {
     "E6": "requests over the limit go in pieces; what cannot is dropped and counted",
     "E7": "a response over 4 MiB is final: after a success, the data counts as sent",
     "E8": "num_consumers requests are under way at once",
-    "E9": "connections are kept, and made again when the server goes without a word",
+    "E9": "connections are kept, and made again when the server goes or falls silent",
     "E10": "a slow destination holds up no other; they share the bytes",
     "E11": "at shutdown what is held is delivered in time, or counted",
     "E12": "User-Agent names product, exporter, language and version",

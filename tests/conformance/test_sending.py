@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import re
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -34,15 +35,20 @@ from tests.conformance.hops import (
     configured,
     exporter_keys,
     play,
+    sending,
     until,
 )
 from tests.conformance.requests import full, traces
-from tests.exporters_world import Books, FixedClock
+from tests.exporters_world import Books, FixedClock, Relay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 every_out = pytest.mark.parametrize("out", OUTS, ids=str)
+proto_outs = pytest.mark.parametrize(
+    "out", [out for out in PLAIN if out.encoding == "proto"], ids=str
+)
+http_outs = pytest.mark.parametrize("out", [out for out in PLAIN if not out.is_grpc], ids=str)
 plain_outs = pytest.mark.parametrize("out", PLAIN, ids=str)
 Code = grpc.StatusCode
 
@@ -102,7 +108,7 @@ def test_E1_transient_failures_are_retried(out: Out) -> None:  # noqa: N802 - th
     play(out, (busy(out),) * 3, work)
 
 
-@pytest.mark.parametrize("out", [out for out in PLAIN if out.encoding == "proto"], ids=str)
+@proto_outs
 def test_E2_the_delay_asked_for_is_kept(out: Out) -> None:  # noqa: N802
     """
     Scenario: the next hop asks for an hour with a retryable refusal; retries end after 30 seconds.
@@ -116,6 +122,23 @@ def test_E2_the_delay_asked_for_is_kept(out: Out) -> None:  # noqa: N802
 
     retry = {"initial_interval": "10ms", "max_interval": "20ms", "max_elapsed_time": "30s"}
     play(out, (busy(out, delay_s=3600),), work, retry_on_failure=retry)
+
+
+@http_outs
+def test_E2_the_date_asked_for_is_kept(out: Out) -> None:  # noqa: N802
+    """
+    Scenario: the next hop names a date in an hour; retries end after 30 seconds. gRPC has no dates.
+    Guarantees: given up at once, as with a delay of an hour.
+    """
+
+    async def work(hop: NextHop, sender: Sender) -> None:
+        sender.put(BODY)
+        await until(lambda: sender.books.held == 0)
+        assert (len(hop.bodies), sender.books.dropped("retries_exhausted")) == (1, 1)
+
+    date = formatdate(FixedClock().now_ns() // SECOND_NS + 3600, usegmt=True)
+    retry = {"initial_interval": "10ms", "max_interval": "20ms", "max_elapsed_time": "30s"}
+    play(out, (busy(out, date=date),), work, retry_on_failure=retry)
 
 
 def test_E2_both_forms_of_retry_after() -> None:  # noqa: N802
@@ -239,6 +262,25 @@ def test_E7_oversized_responses_are_final(out: Out) -> None:  # noqa: N802
     play(out, (Answer(body=bytes(RESPONSE_BYTES_MAX + 1)),), work)
 
 
+@http_outs
+def test_E7_an_oversized_refusal_is_final(out: Out) -> None:  # noqa: N802
+    """
+    Scenario: 503, which would be retried, with a body of one byte over 4 MiB. In gRPC a refusal has
+    no body.
+    Guarantees: one attempt; dropped, counted as rejected; the next request goes through.
+    """
+
+    async def work(hop: NextHop, sender: Sender) -> None:
+        sender.put(BODY)
+        await until(lambda: sender.books.held == 0)
+        assert (sender.books.sent, sender.books.dropped("rejected")) == (0, 1)
+        sender.put(BODY)
+        await until(lambda: sender.books.sent == 1)
+        assert len(hop.bodies) == 2
+
+    play(out, (busy(out, body=bytes(RESPONSE_BYTES_MAX + 1)),), work)
+
+
 @plain_outs
 def test_E8_requests_go_side_by_side(out: Out) -> None:  # noqa: N802
     """
@@ -289,6 +331,38 @@ def test_E9_a_server_that_hangs_up(out: Out) -> None:  # noqa: N802
         assert (len(hop.bodies), sender.books.failed) == (3, 2)
 
     play(out, (), work)
+
+
+@proto_outs
+def test_E9_a_connection_that_goes_silent(out: Out) -> None:  # noqa: N802
+    """
+    Scenario: after a first answer nothing passes on the connection any more, and nobody closes it;
+    new connections work.
+    Guarantees: the next request is delivered on another connection, well before it would be given
+    up; the one left is closed.
+    """
+    hop = NextHop(out)
+    # gRPC finds out by itself after a minute, when a ping happens to be under way.
+    retry = {"initial_interval": "10ms", "max_interval": "20ms", "max_elapsed_time": "30s"}
+    keys = {"timeout": "1s", "retry_on_failure": retry}
+
+    async def main() -> None:
+        async with hop.serving() as hop_port:
+            relay = Relay(hop_port)
+            async with (
+                relay.serving() as port,
+                sending(out, port, random.Random(1), **keys) as sender,
+            ):
+                sender.put(BODY)
+                await until(lambda: sender.books.sent == 1)
+                relay.swallowed = 1
+                sender.put(BODY)
+                await until(lambda: sender.books.held == 0)
+                assert (sender.books.sent, sender.books.dropped()) == (2, 0)
+                await until(lambda: relay.open == 1)
+                assert relay.made > 1
+
+    asyncio.run(main())
 
 
 @plain_outs
