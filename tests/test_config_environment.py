@@ -225,6 +225,34 @@ def test_nonsense_is_warned_of_and_ignored(
 
 
 @pytest.mark.parametrize(
+    ("protocol", "name"),
+    [
+        ("http/protobuf", "Content-Type"),
+        ("http/protobuf", "content-encoding"),
+        ("http/json", "Content-Length"),
+        ("grpc", "x-bin"),
+        ("grpc", "x!"),
+    ],
+)
+def test_a_header_that_cannot_be_sent(
+    tmp_path: Path, protocol: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Scenario: a header that the exporter sets itself, or that gRPC does not carry; in the
+    environment, and written.
+    Guarantees: no exporter and a warning; an error at its line; both without the value.
+    """
+    environ = named(ENDPOINT="http://hop:4318", PROTOCOL=protocol, HEADERS=f"{name}=s3cret")
+    assert list(load_config([], (), environ).exporters) == ["file"]
+    assert f"{OTLP}HEADERS: exporters." in caplog.text
+    kind = "otlp_grpc" if protocol == "grpc" else "otlp_http"
+    lines = [f"exporters:\n  {kind}:", "endpoint: http://hop:4318", f"headers: {{{name}: s3cret}}"]
+    text = complaint(written(tmp_path, "\n    ".join(lines)))
+    assert f":4: exporters.{kind}.headers.{name}: is " in text
+    assert "s3cret" not in text + caplog.text
+
+
+@pytest.mark.parametrize(
     ("protocol", "endpoint", "kind", "encoding"),
     [
         ("", HOP, "otlp_http", "proto"),
