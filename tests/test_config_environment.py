@@ -84,6 +84,68 @@ def test_what_is_written_wins(tmp_path: Path) -> None:
     assert exporter.headers == {"a": "file", "b": "env"}
 
 
+@pytest.mark.parametrize("signal", ["TRACES", "METRICS", "LOGS"])
+@pytest.mark.parametrize(("name", "text"), [("TIMEOUT", "5000"), ("COMPRESSION", "none")])
+@pytest.mark.parametrize("endpoint", ["", HOP])
+def test_what_is_written_wins_over_one_signal(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    signal: str,
+    name: str,
+    text: str,
+    endpoint: str,
+) -> None:
+    """
+    Scenario: timeout and compression are written; a variable, there for the agents, says one of
+    them of one signal.
+    Guarantees: what is written counts, and nothing is said, let alone refused.
+    """
+    written_out = f"endpoint: '{endpoint}', " if endpoint else ""
+    exporter = filled(
+        tmp_path,
+        f"exporters: {{otlp_http: {{{written_out}timeout: 3s, compression: zstd}}}}",
+        ENDPOINT="" if endpoint else HOP,
+        **{f"{signal}_{name}": text},
+    )
+    assert (exporter.compression, exporter.timeout) == ("zstd", 3_000_000_000)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("text", [f"{{endpoint: '{HOP}'}}", ""])
+def test_the_general_form_counts_where_signals_differ(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    """
+    Scenario: timeout and compression are said of one signal, with and without a general form, and
+    the configuration is silent.
+    Guarantees: the general form, or the default; a warning names what is ignored. What says the
+    same as the default is not told.
+    """
+    text = f"exporters: {{otlp_http: {text}}}"
+    said = {"LOGS_TIMEOUT": "7000", "TRACES_COMPRESSION": "none"}
+    exporter = filled(tmp_path, text, ENDPOINT=HOP, TIMEOUT="9000", **said)
+    assert (exporter.compression, exporter.timeout) == ("gzip", 9_000_000_000)
+    for name in said:
+        assert f"{OTLP}{name} is ignored: not the same for all signals" in caplog.text
+    caplog.clear()
+    said = {"LOGS_TIMEOUT": "30000", "TRACES_COMPRESSION": "GZIP"}
+    exporter = filled(tmp_path, text, ENDPOINT=HOP, **said)
+    assert (exporter.compression, exporter.timeout) == ("gzip", 30_000_000_000)
+    assert not caplog.records
+
+
+def test_a_written_header_cannot_differ(tmp_path: Path) -> None:
+    """
+    Scenario: the headers of traces differ from the general ones, in a name that is written.
+    Guarantees: the written one counts; the others come from the environment.
+    """
+    text = "exporters: {otlp_http: {headers: {Api-Key: file}}}"
+    exporter = filled(
+        tmp_path, text, ENDPOINT=HOP, HEADERS="a=b,api-key=c", TRACES_HEADERS="a=b,api-key=d"
+    )
+    assert exporter.headers == {"a": "b", "api-key": "file"}
+
+
 @pytest.mark.parametrize("key", ["endpoint", "logs_endpoint"])
 def test_credentials_stay_with_their_address(tmp_path: Path, key: str) -> None:
     """
@@ -137,6 +199,9 @@ def test_empty_is_unset(tmp_path: Path, empty: str) -> None:
         ("TIMEOUT", "-1"),
         ("TIMEOUT", "0"),
         ("TIMEOUT", "9" * 5000),
+        ("TIMEOUT", "1" + "0" * 5000),
+        ("TIMEOUT", "10000000000000"),
+        ("TIMEOUT", "315360000001"),
         ("COMPRESSION", "snappy"),
         ("PROTOCOL", "thrift"),
         ("HEADERS", "secret-without-equals"),
@@ -157,6 +222,34 @@ def test_nonsense_is_warned_of_and_ignored(
     assert f"{OTLP}{name} is ignored" in caplog.text
     (message,) = (record.getMessage() for record in caplog.records)
     assert text not in message.replace("more than 0", "")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name"),
+    [
+        ("http/protobuf", "Content-Type"),
+        ("http/protobuf", "content-encoding"),
+        ("http/json", "Content-Length"),
+        ("grpc", "x-bin"),
+        ("grpc", "x!"),
+    ],
+)
+def test_a_header_that_cannot_be_sent(
+    tmp_path: Path, protocol: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Scenario: a header that the exporter sets itself, or that gRPC does not carry; in the
+    environment, and written.
+    Guarantees: no exporter and a warning; an error at its line; both without the value.
+    """
+    environ = named(ENDPOINT="http://hop:4318", PROTOCOL=protocol, HEADERS=f"{name}=s3cret")
+    assert list(load_config([], (), environ).exporters) == ["file"]
+    assert f"{OTLP}HEADERS: exporters." in caplog.text
+    kind = "otlp_grpc" if protocol == "grpc" else "otlp_http"
+    lines = [f"exporters:\n  {kind}:", "endpoint: http://hop:4318", f"headers: {{{name}: s3cret}}"]
+    text = complaint(written(tmp_path, "\n    ".join(lines)))
+    assert f":4: exporters.{kind}.headers.{name}: is " in text
+    assert "s3cret" not in text + caplog.text
 
 
 @pytest.mark.parametrize(
@@ -280,6 +373,54 @@ def test_signals_that_differ(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         config = load_config([], (), named(ENDPOINT=HOP, **variables))
     assert list(config.exporters) == ["file"]
     assert "differ" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("protocol", "encoding"),
+    [("http/protobuf", "proto"), ("http/json", "json"), ("", "proto"), ("thrift", "proto")],
+)
+def test_one_signal_with_its_own_protocol(protocol: str, encoding: str) -> None:
+    """
+    Scenario: address, protocol and key of traces alone.
+    Guarantees: an exporter for traces, which sends nothing else.
+    """
+    environ = named(
+        TRACES_ENDPOINT=f"{HOP}/x", TRACES_PROTOCOL=protocol, TRACES_HEADERS="k=1", TIMEOUT="9000"
+    )
+    config = load_config([], (), environ)
+    assert list(config.exporters) == ["file", "otlp_http/environment"]
+    made: Any = config.exporters["otlp_http/environment"]
+    assert made.endpoints() == {"traces": f"{HOP}/x"}
+    assert (made.encoding, made.headers, made.timeout) == (encoding, {"k": "1"}, 9_000_000_000)
+
+
+def test_one_signal_over_grpc(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Scenario: the address of traces alone, over gRPC; then the same one for each of the signals.
+    Guarantees: traces' address does not get metrics and logs as well: a warning, or an error for a
+    written exporter; it does when they name it too.
+    """
+    protocol = {f"{signal}_PROTOCOL": "grpc" for signal in ("TRACES", "METRICS", "LOGS")}
+    alone = named(TRACES_ENDPOINT="hop:4317", TRACES_PROTOCOL="grpc")
+    assert list(load_config([], (), alone).exporters) == ["file"]
+    assert f"{OTLP}TRACES_ENDPOINT: an exporter over gRPC sends all signals" in caplog.text
+    path = written(tmp_path, "exporters: {otlp_grpc: }")
+    assert "sends all signals to one address" in complaint(path, environ=alone)
+    each = {f"{signal}_ENDPOINT": "hop:4317" for signal in ("TRACES", "METRICS", "LOGS")}
+    made: Any = load_config([], (), named(**each, **protocol)).exporters["otlp_grpc/environment"]
+    assert made.endpoint == "hop:4317"
+
+
+def test_protocols_that_differ(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Scenario: all signals have an address; one has a protocol of its own, or names the default.
+    Guarantees: no exporter is made for protocols that differ; the default is no difference.
+    """
+    config = load_config([], (), named(ENDPOINT=HOP, TRACES_PROTOCOL="HTTP/Protobuf"))
+    assert list(config.exporters) == ["file", "otlp_http/environment"]
+    config = load_config([], (), named(ENDPOINT=HOP, TRACES_PROTOCOL="http/json"))
+    assert list(config.exporters) == ["file"]
+    assert f"{OTLP}PROTOCOL, {OTLP}TRACES_PROTOCOL: differ" in caplog.text
 
 
 NAMES = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from otel_anomaly.config import EXPORTER_KINDS, Config
+from otel_anomaly.config import EXPORTER_KINDS, Config, OtlpGrpcExporterConfig
 from otel_anomaly.exporters import Fanout, Kind, build
 from otel_anomaly.exporters.contract import SENT
 from otel_anomaly.handoff import Outcome, Payload, Signal
@@ -171,9 +171,10 @@ def test_errors_name_the_exporter(tmp_path: Path) -> None:
     fanout, _ = built({"file/mine": {"path": str(tmp_path / "file" / "x")}}, tmp_path)
     with pytest.raises(OSError, match=r"exporters\.file/mine: "):
         asyncio.run(fanout.start())
-    headers = {"endpoint": "a:1", "headers": {"x-bin": "1"}}
+    section = OtlpGrpcExporterConfig(endpoint="a:1")
+    section.headers["x-bin"] = "1"  # The model refuses it first.
     with pytest.raises(ValueError, match=r"exporters\.otlp/mine: headers: 'x-bin'"):
-        built({"otlp/mine": headers}, tmp_path)
+        built({"otlp/mine": section}, tmp_path)
 
 
 def test_a_merged_request_isolates_what_cannot_be_written(tmp_path: Path) -> None:

@@ -405,15 +405,24 @@ def test_a_key_with_a_password_is_refused(tmp_path: Path) -> None:
     assert "Enter PEM" not in done.stdout + done.stderr
 
 
-def test_headers_that_are_ours() -> None:
+def test_no_certificates_in_the_clear(tmp_path: Path) -> None:
     """
-    Scenario: a user's header that the exporter sets itself.
-    Guarantees: refused when the exporter is built, without the value.
+    Scenario: an `http://` next hop, and certificates, meant for others, that do not exist; then
+    one signal over `https://`.
+    Guarantees: it is reached; with https the file is told at start.
     """
-    config = OtlpHttpExporterConfig(endpoint="http://a:1", headers={"Content-Type": "secret"})
-    with pytest.raises(ValueError, match="content-type") as caught:
-        HttpExporter(config, FixedClock())
-    assert "secret" not in str(caught.value)
+    keys = {"ca_file": str(tmp_path / "gone.pem")}
+
+    async def main() -> None:
+        async with serving(Hop()) as port:
+            async with exporting(port, tls=keys) as exporter:
+                assert await exporter.send(b"x", Signal.TRACES, 1) == SENT
+            logs = f"https://localhost:{port}"
+            with pytest.raises(OSError, match=r"tls\.ca_file .*gone\.pem"):
+                async with exporting(port, tls=keys, logs_endpoint=logs):
+                    pass
+
+    asyncio.run(main())
 
 
 def test_headers_are_not_repeated() -> None:

@@ -26,7 +26,10 @@ BODY = bytes(range(256)) * 40
 CODINGS = {
     "": lambda x: x,
     "identity": lambda x: x,
+    " ": lambda x: x,
+    ", ,": lambda x: x,
     "gzip": gzip.compress,
+    "Identity, gzip,": gzip.compress,
     "deflate": zlib.compress,
 }
 
@@ -42,7 +45,8 @@ def upper(json_body: bytes, signal: Signal) -> bytes:
 @pytest.mark.parametrize("signal", Signal, ids=lambda signal: signal.value)
 def test_accepts_each_signal_in_each_coding(signal: Signal, coding: str) -> None:
     """
-    Scenario: one request of each signal, plain and in every coding.
+    Scenario: one request of each signal, plain and in every coding; lists of codings of which at
+    most one changes something.
     Guarantees: the body reaches the processor byte for byte with its signal, arrival and size on
     the wire; the answer
     is 200, empty, in the request's type.

@@ -10,18 +10,24 @@ points at us.
 
 Parsing is that of the OpenTelemetry specification ("Environment Variable Specification", "OTLP
 Exporter Configuration"): empty is unset; a number or a choice that cannot be read is warned of and
-ignored. The form for a signal stands before the general one. Headers, timeout, compression and
-certificates exist once for each exporter: where the signals differ, the configuration has to say.
+ignored. The form for a signal stands before the general one.
+
+An exporter has protocol, headers, certificates, timeout and compression once for all of its
+signals. Where the variables of the signals say different things, and the configuration nothing,
+the general form counts for timeout and compression, with a warning; of the others, which say who
+is spoken to and as whom, the configuration has to speak. Headers merge name by name: only a name
+that is not written can differ. OTLP/gRPC has one address for all signals, so a signal's own
+address is not enough for it: what was named for traces would get the logs as well.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote
 
-from otel_anomaly.config.conflicts import ENDPOINT_KEYS
-from otel_anomaly.config.exporters import exporter_kind
+from otel_anomaly.config.exporters import EXPORTER_MODELS, exporter_kind
+from otel_anomaly.config.quantities import DURATION_MAX_NS, duration_text
 from otel_anomaly.config.yaml_text import ConfigError, KeyPath, Layer, Origin
 
 if TYPE_CHECKING:
@@ -41,8 +47,21 @@ PROTOCOL_DEFAULT: Final = "http/protobuf"
 COMPRESSIONS: Final = frozenset({"gzip", "none"})
 MADE: Final = "environment"
 """The exporter that is made from the variables is `otlp_http/environment`, or `otlp_grpc/...`."""
-_MS_MAX: Final = 10**12
+_MS_NS: Final = 1_000_000
+_MS_MAX: Final = DURATION_MAX_NS // _MS_NS
 _IGNORED: Final = "environment variable %s is ignored: %s"
+
+
+class _Setting(NamedTuple):
+    """What a variable and its forms for the signals say."""
+
+    suffix: str
+    read: Callable[[str, str], Any]
+    """From (variable, text) to the value; None for a text that is ignored."""
+    unset: Any = None
+    """What holds when nothing is said."""
+    is_tuning: bool = False
+    """The general form counts where the signals differ."""
 
 
 class Destination:
@@ -56,51 +75,42 @@ class Destination:
         return any(self._own(signal, "ENDPOINT") for signal in (None, *SIGNALS))
 
     @property
-    def protocol(self) -> tuple[str, str | None]:
-        """Kind of exporter, and its encoding where the kind has one."""
-        name, value = self._agreed("PROTOCOL", SIGNALS)
-        if value and value.lower() not in PROTOCOLS:
-            LOG.warning(_IGNORED, name, f"must be one of {', '.join(PROTOCOLS)}")
-            value = ""
-        return PROTOCOLS[(value or PROTOCOL_DEFAULT).lower()]
+    def protocol(self) -> tuple[str, str]:
+        """(variable, protocol)."""
+        setting = _Setting("PROTOCOL", _protocol, PROTOCOL_DEFAULT)
+        return self._agreed(setting, self._served())
 
-    def layer(self, name: str, kind: str, *, whole: bool) -> Layer:
-        """Keys of the exporter `name`; with `whole` also address, credentials and trust."""
+    def layer(self, name: str, kind: str, part: Mapping[str, Any]) -> Layer:
+        """What the exporter `name` takes, which is written as `part`."""
         layer = Layer({"exporters": {name: {}}}, {})
-        served = self._served()
-        for key, (variable, value) in self._keys(kind, served, whole=whole).items():
+        for key, (variable, value) in self._keys(kind, part).items():
             path: KeyPath = ("exporters", name, *key)
             layer = layer.under(_one(path, value, Origin(variable)))
         return layer
 
-    def _keys(
-        self, kind: str, served: tuple[str, ...], *, whole: bool
-    ) -> dict[KeyPath, tuple[str, Any]]:
+    def _keys(self, kind: str, part: Mapping[str, Any]) -> dict[KeyPath, tuple[str, Any]]:
         found: dict[KeyPath, tuple[str, Any]] = {}
-        readers: dict[KeyPath, tuple[str, Callable[[str, str], Any]]] = {
-            ("timeout",): ("TIMEOUT", _timeout),
-            ("compression",): ("COMPRESSION", _compression),
-        }
-        if whole:
+        settings = _tuning(kind)
+        served = _addressed(part)
+        if not served:
+            served = self._served()
             found |= self._addresses(kind, served)
-            readers |= {
-                ("headers",): ("HEADERS", _headers),
-                ("tls", "ca_file"): ("CERTIFICATE", _as_it_is),
-                ("tls", "cert_file"): ("CLIENT_CERTIFICATE", _as_it_is),
-                ("tls", "key_file"): ("CLIENT_KEY", _as_it_is),
-            }
-            if kind == "otlp_grpc":
-                readers["tls", "insecure"] = ("INSECURE", _flag)
-        for path, (suffix, read) in readers.items():
-            variable, text = self._agreed(suffix, served)
-            value = read(variable, text) if text else None
-            if value is not None:
-                found[path] = (variable, value)
+            settings |= _identity(kind, part)
+        for path, setting in settings.items():
+            if isinstance(_written(part, path), dict | None):  # Maps merge.
+                variable, value = self._agreed(setting, served)
+                if value != setting.unset:
+                    found[path] = (variable, value)
         return found
 
     def _addresses(self, kind: str, served: tuple[str, ...]) -> dict[KeyPath, tuple[str, Any]]:
         if kind == "otlp_grpc":
-            variable, text = self._agreed("ENDPOINT", served)
+            variable, text = self._agreed(_Setting("ENDPOINT", _as_it_is), served)
+            if text and served != SIGNALS:
+                raise ConfigError(
+                    f"{variable}: an exporter over gRPC sends all signals to one address:"
+                    f" set {_name(None, 'ENDPOINT')} or write the endpoint into the configuration"
+                )
             return {("endpoint",): (variable, text)} if text else {}
         found: dict[KeyPath, tuple[str, Any]] = {}
         if general := self._own(None, "ENDPOINT"):
@@ -116,26 +126,40 @@ class Destination:
             return SIGNALS
         return tuple(signal for signal in SIGNALS if self._own(signal, "ENDPOINT")) or SIGNALS
 
-    def _agreed(self, suffix: str, served: tuple[str, ...]) -> tuple[str, str]:
-        """(variable, its text) for all of the signals; the text is empty when it is not set.
+    def _agreed(self, setting: _Setting, served: tuple[str, ...]) -> tuple[str, Any]:
+        """(variable, value) for all of the signals.
 
         Raises
         ------
         ConfigError
             The signals differ.
         """
-        general = (_name(None, suffix), self._own(None, suffix))
-        said = {
-            signal: (_name(signal, suffix), own) if (own := self._own(signal, suffix)) else general
-            for signal in served
-        }
-        if len({text for _, text in said.values()}) > 1:
-            names = ", ".join(sorted({variable for variable, _ in said.values()}))
-            raise ConfigError(
-                f"{names}: differ, and an exporter has one of these for all signals:"
-                " write an exporter into the configuration"
+        general = _name(None, setting.suffix)
+        fallback = self._value(None, setting)
+        if fallback is None:
+            fallback = setting.unset
+        said: dict[str, Any] = {}
+        for signal in served:
+            own = self._value(signal, setting)
+            said[general if own is None else _name(signal, setting.suffix)] = (
+                fallback if own is None else own
             )
-        return next(iter(said.values()))
+        first = next(iter(said.items()))
+        if all(value == first[1] for value in said.values()):
+            return first
+        if setting.is_tuning:
+            names = ", ".join(sorted(said.keys() - {general}))
+            LOG.warning(_IGNORED, names, f"not the same for all signals: {general} counts")
+            return general, fallback
+        names = ", ".join(sorted(said))
+        raise ConfigError(
+            f"{names}: differ, and an exporter has one of these for all signals:"
+            " write an exporter into the configuration"
+        )
+
+    def _value(self, signal: str | None, setting: _Setting) -> Any:  # noqa: ANN401 - Any key's.
+        text = self._own(signal, setting.suffix)
+        return setting.read(_name(signal, setting.suffix), text) if text else None
 
     def _own(self, signal: str | None, suffix: str) -> str:
         return self._environ.get(_name(signal, suffix), "").strip()
@@ -147,7 +171,7 @@ def fill(merged: Layer, environ: Mapping[str, str]) -> Layer:
     Raises
     ------
     ConfigError
-        The variables of the signals differ.
+        The variables of the signals differ, and the configuration is silent.
     """
     exporters = merged.data.get("exporters")
     if not isinstance(exporters, dict) or not any(name.startswith(PREFIX) for name in environ):
@@ -157,8 +181,7 @@ def fill(merged: Layer, environ: Mapping[str, str]) -> Layer:
     for name, part in exporters.items():
         kind = exporter_kind(str(name))
         if kind in {"otlp_grpc", "otlp_http"} and (part is None or isinstance(part, dict)):
-            written = any((part or {}).get(key) is not None for key in ENDPOINT_KEYS)
-            below = below.under(destination.layer(name, kind, whole=not written))
+            below = below.under(destination.layer(name, kind, part or {}))
     return below.under(merged)
 
 
@@ -173,16 +196,63 @@ def made(environ: Mapping[str, str]) -> Layer | None:
     destination = Destination(environ)
     if not destination:
         return None
-    kind, encoding = destination.protocol
-    layer = destination.layer(f"{kind}/{MADE}", kind, whole=True)
+    variable, protocol = destination.protocol
+    kind, encoding = PROTOCOLS[protocol]
+    layer = destination.layer(f"{kind}/{MADE}", kind, {})
     if encoding is not None:
         path = ("exporters", f"{kind}/{MADE}", "encoding")
-        layer = layer.under(_one(path, encoding, Origin(f"{PREFIX}PROTOCOL")))
+        layer = layer.under(_one(path, encoding, Origin(variable)))
     return layer
 
 
 def _name(signal: str | None, suffix: str) -> str:
     return f"{PREFIX}{signal.upper()}_{suffix}" if signal else f"{PREFIX}{suffix}"
+
+
+def _addressed(part: Mapping[str, Any]) -> tuple[str, ...]:
+    """The signals that the configuration itself gives an address."""
+    if part.get("endpoint") is not None:
+        return SIGNALS
+    return tuple(signal for signal in SIGNALS if part.get(f"{signal}_endpoint") is not None)
+
+
+def _written(part: Mapping[str, Any], path: KeyPath) -> object:
+    value: object = part
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _tuning(kind: str) -> dict[KeyPath, _Setting]:
+    """What any exporter takes."""
+    default = {key: field.default for key, field in EXPORTER_MODELS[kind].model_fields.items()}
+    unset = duration_text(default["timeout"])
+    return {
+        ("timeout",): _Setting("TIMEOUT", _timeout, unset, is_tuning=True),
+        ("compression",): _Setting(
+            "COMPRESSION", _compression, default["compression"], is_tuning=True
+        ),
+    }
+
+
+def _identity(kind: str, part: Mapping[str, Any]) -> dict[KeyPath, _Setting]:
+    """What belongs to the address of the environment."""
+    headers = _written(part, ("headers",))
+    names = {str(name).lower() for name in headers} if isinstance(headers, dict) else set()
+
+    def read_headers(variable: str, text: str) -> dict[str, str]:
+        said = _headers(variable, text)
+        return {name: value for name, value in said.items() if name not in names}
+
+    settings: dict[KeyPath, _Setting] = {
+        ("headers",): _Setting("HEADERS", read_headers, {}),
+        ("tls", "ca_file"): _Setting("CERTIFICATE", _as_it_is),
+        ("tls", "cert_file"): _Setting("CLIENT_CERTIFICATE", _as_it_is),
+        ("tls", "key_file"): _Setting("CLIENT_KEY", _as_it_is),
+    }
+    if kind == "otlp_grpc":
+        settings["tls", "insecure"] = _Setting("INSECURE", _flag, unset=False)
+    return settings
 
 
 def _one(path: KeyPath, value: object, origin: Origin) -> Layer:
@@ -199,9 +269,18 @@ def _as_it_is(variable: str, text: str) -> str:
 
 def _timeout(variable: str, text: str) -> str | None:
     """Milliseconds."""
-    if text.isascii() and text.isdigit() and 0 < int(text[:13]) <= _MS_MAX:
-        return f"{int(text)}ms"
-    LOG.warning(_IGNORED, variable, "must be a whole number of milliseconds, more than 0")
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(_MS_MAX))
+    if is_number and 0 < int(text) <= _MS_MAX:
+        return duration_text(int(text) * _MS_NS)
+    problem = "must be a whole number of milliseconds, more than 0 and up to ten years"
+    LOG.warning(_IGNORED, variable, problem)
+    return None
+
+
+def _protocol(variable: str, text: str) -> str | None:
+    if text.lower() in PROTOCOLS:
+        return text.lower()
+    LOG.warning(_IGNORED, variable, f"must be one of {', '.join(PROTOCOLS)}")
     return None
 
 

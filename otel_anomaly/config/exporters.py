@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -22,6 +22,11 @@ from otel_anomaly.config.quantities import (
 )
 from otel_anomaly.config.section import Section
 
+OUR_HEADERS: Final = frozenset(
+    {"content-type", "content-encoding", "content-length", "transfer-encoding"}
+)
+"""What the HTTP exporter says of its own requests."""
+
 
 def _header_name(name: str) -> str:
     """An HTTP field name (RFC 9110, 5.1), lower-case as HTTP/2 wants it."""
@@ -37,10 +42,24 @@ def _header_value(value: str) -> str:
     return value
 
 
-Headers = dict[
-    Annotated[str, AfterValidator(_header_name)], Annotated[str, AfterValidator(_header_value)]
-]
-"""Sent with every request. Values are secrets: no message shows them."""
+def _http_name(name: str) -> str:
+    if name in OUR_HEADERS:
+        raise ValueError("is set by the exporter")
+    return name
+
+
+def _grpc_name(name: str) -> str:
+    """Letters, digits, `_`, `.` and `-`; what ends in `-bin` is binary. Else every call fails."""
+    if not re.fullmatch(r"[0-9a-z_.-]+", name) or name.endswith("-bin"):
+        raise ValueError("is not a name that gRPC can send")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_header_name)]
+_Value = Annotated[str, AfterValidator(_header_value)]
+# Sent with every request. Values are secrets: no message shows them.
+HttpHeaders = dict[Annotated[_Name, AfterValidator(_http_name)], _Value]
+GrpcHeaders = dict[Annotated[_Name, AfterValidator(_grpc_name)], _Value]
 
 
 MaxRequestSize = Annotated[Size, Field(ge=64 * KIB, le=GIB)]
@@ -185,7 +204,7 @@ class OtlpGrpcExporterConfig(ExporterConfig):
     max_request_size: MaxRequestSize = 64 * MIB
     """Larger requests are cut between spans, measured before compression; a span that is larger
     alone is dropped and counted."""
-    headers: Headers = Field(default_factory=dict)
+    headers: GrpcHeaders = Field(default_factory=dict)
     """Metadata sent with every request."""
 
 
@@ -211,7 +230,7 @@ class OtlpHttpExporterConfig(ExporterConfig):
     max_request_size: MaxRequestSize = 64 * MIB
     """Larger requests are cut between spans, measured before compression; a span that is larger
     alone is dropped and counted."""
-    headers: Headers = Field(default_factory=dict)
+    headers: HttpHeaders = Field(default_factory=dict)
     """Headers sent with every request."""
 
     @model_validator(mode="after")

@@ -80,7 +80,9 @@ def _validated(merged: Layer) -> Config:
 def _with_destination(config: Config, merged: Layer, environ: Mapping[str, str]) -> Config:
     """`config` with an exporter for what the environment names, when it names another than us.
 
-    Nobody wrote these variables for us alone, so none of them keeps the service from starting.
+    Nobody wrote these variables for us alone, so nothing that can be seen in them keeps the service
+    from starting. A certificate that cannot be read is seen when the exporter starts, and does:
+    without it we would not know whom we send to.
     """
     try:
         layer = made(environ)

@@ -65,10 +65,6 @@ CONTENT_TYPE: Final = {"proto": "application/x-protobuf", "json": "application/j
 BROKEN_OFF: Final = b"\xff"
 """For a response that did not come whole: neither protobuf nor JSON, so nothing is read in it."""
 
-OUR_HEADERS: Final = frozenset(
-    {"content-type", "content-encoding", "content-length", "transfer-encoding"}
-)
-
 
 class HttpExporter:
     """One session, its connections kept alive, to one next hop."""
@@ -86,7 +82,7 @@ class HttpExporter:
         self._url = {signal: urls[signal.value] for signal in Signal if signal.value in urls}
         self._json = config.encoding == "json"
         self._headers = {
-            **_checked(config.headers),
+            **config.headers,
             INSTANCE_HEADER: INSTANCE,
             "Content-Type": CONTENT_TYPE[config.encoding],
         }
@@ -98,7 +94,9 @@ class HttpExporter:
     async def start(self) -> None:
         """Make the session; it connects when there is something to send."""
         await refuse_own_doors(self._url.values(), self._doors)
-        tls = client_context(self._config.tls)
+        # Who sends in the clear needs no certificates: those of the environment may not even exist.
+        secure = any(url.startswith("https://") for url in self._url.values())
+        tls = client_context(self._config.tls) if secure else True
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._config.sending_queue.num_consumers, ssl=tls),
             timeout=aiohttp.ClientTimeout(total=self._config.timeout / SECOND_NS),
@@ -210,10 +208,3 @@ async def _read(response: aiohttp.ClientResponse) -> bytes | None:
         response.close()
         return BROKEN_OFF
     return b"".join(chunks)
-
-
-def _checked(headers: dict[str, str]) -> dict[str, str]:
-    """Headers that do not contradict ours."""
-    if theirs := OUR_HEADERS & headers.keys():
-        raise ValueError(f"headers: {', '.join(sorted(theirs))} is set by the exporter")
-    return headers

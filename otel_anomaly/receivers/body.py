@@ -241,8 +241,11 @@ class BodyReader:
         return b"".join((merged, *chunks)) if merged else b"".join(chunks)
 
 
-def _wbits(coding: str) -> int:
-    wbits = CODINGS.get(coding.strip().lower())
+def _wbits(codings: str) -> int:
+    """Of the one coding in the list; an empty item, or one that changes nothing, is none."""
+    names = [item.strip().lower() for item in codings.split(",")]
+    applied = ",".join(name for name in names if name and CODINGS.get(name) != 0)
+    wbits = CODINGS.get(applied or "identity")
     if wbits is None:
         raise malformed(
             "Content-Encoding must be gzip, zstd, deflate or identity",
