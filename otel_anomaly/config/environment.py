@@ -16,8 +16,8 @@ An exporter has protocol, headers, certificates, timeout and compression once fo
 signals. Where the variables of the signals say different things, and the configuration nothing,
 the general form counts for timeout and compression, with a warning; of the others, which say who
 is spoken to and as whom, the configuration has to speak. Headers merge name by name: only a name
-that is not written can differ. OTLP/gRPC has one address for all signals, so a signal's own
-address is not enough for it: what was named for traces would get the logs as well.
+that is not written can differ. OTLP/gRPC has one address for all signals: that of one signal is
+taken for all, with a warning.
 """
 
 from __future__ import annotations
@@ -107,10 +107,7 @@ class Destination:
         if kind == "otlp_grpc":
             variable, text = self._agreed(_Setting("ENDPOINT", _as_it_is), served)
             if text and served != SIGNALS:
-                raise ConfigError(
-                    f"{variable}: an exporter over gRPC sends all signals to one address:"
-                    f" set {_name(None, 'ENDPOINT')} or write the endpoint into the configuration"
-                )
+                LOG.warning("%s: over gRPC all signals go there, not only %s", variable, served[0])
             return {("endpoint",): (variable, text)} if text else {}
         found: dict[KeyPath, tuple[str, Any]] = {}
         if general := self._own(None, "ENDPOINT"):
