@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from otel_anomaly.config import SECOND_NS, Config, load_config
-from otel_anomaly.receivers.sockets import is_local
+from otel_anomaly.config import SECOND_NS, Config, is_local, load_config
 from otel_anomaly.running import STOP_S
 from tests.test_readme import blocks
 from tests.test_tidy import ROOT

@@ -435,10 +435,8 @@ def test_one_service_to_a_directory(tmp_path: Path, capsys: pytest.CaptureFixtur
             pass
         assert running.run(config_in(tmp_path)) == 3
         said = capsys.readouterr().err
-        assert (
-            f"cannot start: storage.directory: {tmp_path} is in use by process {os.getpid()}"
-            in said
-        )
+        owner = f"{tmp_path} is in use by process {os.getpid()}"
+        assert f"cannot start: storage.directory: {owner}" in said
         assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
     with pytest.raises(LookupError, match="no service runs"):
         running_in(tmp_path)
