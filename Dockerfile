@@ -2,13 +2,15 @@
 #
 #   docker build -t otel-anomaly .
 #   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
-#       -p 4317:4317 -p 4318:4318 -p 9464:9464 -v anomaly:/data otel-anomaly
+#       --stop-timeout 40 -v anomaly:/data \
+#       -p 127.0.0.1:4317:4317 -p 127.0.0.1:4318:4318 -p 127.0.0.1:9464:9464 otel-anomaly
 #
 # Only /data is written to. No shell is called, by the service or by its health check. Give it
-# 30 s to stop (`docker stop -t 30`): it delivers what it holds, for up to 20 s by default.
+# 40 s to stop (without --stop-timeout: `docker stop -t 40`): it delivers what it holds, for up to
+# 20 s by default, and all else of the stop may take 15 s.
 
-# By digest, so that what was tested is what runs; the tag is for people. A newer one:
-# `docker buildx imagetools inspect python:3.12-slim`.
+# By digest, so that the base that was tested is the one that runs; what is installed on it is of
+# the day. The tag is for people. A newer one: `docker buildx imagetools inspect python:3.12-slim`.
 ARG BASE=python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
 
 FROM ${BASE} AS build
@@ -22,7 +24,9 @@ RUN python -m venv /opt/otel-anomaly \
 # Machine code is kept per processor. For `generic` it runs on every one of the image's
 # architecture; the same name must be set when the service runs, or it compiles anew.
 ENV NUMBA_CPU_NAME=generic NUMBA_CACHE_DIR=/var/cache/otel-anomaly
-RUN /opt/otel-anomaly/bin/python -m otel_anomaly.warm
+# The mode is told, or it is the builder's to say: another user reads the folder.
+RUN install -d -m 0755 /var/cache/otel-anomaly \
+    && /opt/otel-anomaly/bin/python -m otel_anomaly.warm
 
 FROM ${BASE}
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin anomaly \

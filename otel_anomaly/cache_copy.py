@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+LOG: Final = logging.getLogger("otel_anomaly")
 PREFIX: Final = "otel-anomaly-kernels-"
 YOUNG_S: Final = 60.0
 """One that was made just now may not be locked yet."""
@@ -26,14 +28,15 @@ _LOCKS: Final[list[int]] = []
 
 
 def writable_copy(folder: Path) -> Path | None:
-    """A copy of `folder` for this process; None when there is no room for it."""
-    remove_abandoned(Path(tempfile.gettempdir()))
+    """A copy of `folder` for this process; None when there is no room for it, and says so."""
     try:
+        remove_abandoned(Path(tempfile.gettempdir()))
         copied = Path(tempfile.mkdtemp(prefix=PREFIX))
         lock = _locked(copied)
         shutil.copytree(folder, copied, dirs_exist_ok=True)
         copied.chmod(0o700)  # It was, but a copy takes over the mode of its original.
-    except OSError:
+    except OSError as error:
+        LOG.warning("the kernels in %s are of no use, all is compiled anew: %s", folder, error)
         return None
     if lock is not None:
         _LOCKS.append(lock)

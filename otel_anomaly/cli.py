@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 OK, NO, USAGE = 0, 1, 2
 INTERRUPTED, READER_GONE = 130, 141
+_VERIFIES = (
+    "says whether the chain of an audit trail is unbroken, with its head, or its first broken"
+    " record; records cut off the end show only beside a head, or a count, kept elsewhere"
+)
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 the answer is no, 2 usage or configuration, 3 could not start,"
     " 4 the stop was ended by force."
@@ -201,8 +205,12 @@ def _replay(arguments: argparse.Namespace) -> int:
     for path in arguments.files:
         if not _readable(path):
             return USAGE
+    from otel_anomaly.kernels import cache_is_warm  # noqa: PLC0415 - same as for `run`.
     from otel_anomaly.replay import replay_command  # noqa: PLC0415 - same as for `run`.
 
+    if not cache_is_warm():
+        said = "first run on this machine: compiling the kernels, a minute or two ..."
+        print(said, file=sys.stderr)
     return replay_command(
         config,
         arguments.files,
@@ -230,9 +238,11 @@ def _readable(path: Path) -> bool:
 def _add_audit(commands: _Commands) -> None:
     parser = commands.add_parser("audit", help="audit trails", description="Audit trails.")
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    verify = _command(actions, "verify", "checks the chain of an audit trail", _audit_verify)
+    verify = _command(actions, "verify", _VERIFIES, _audit_verify)
     verify.add_argument("file", metavar="FILE", type=Path)
-    verify.add_argument("--key", metavar="FILE", type=Path, help="public key of the signatures")
+    verify.add_argument(
+        "--key", metavar="FILE", type=Path, help="refused: the trail carries no signatures"
+    )
 
 
 def _audit_verify(arguments: argparse.Namespace) -> int:
@@ -247,6 +257,9 @@ def _audit_verify(arguments: argparse.Namespace) -> int:
     from otel_anomaly.sinks import verify  # noqa: PLC0415 - same as for `run`.
 
     result = verify(path)
+    if result.ok and not result.records:
+        print(f"{path}: no records")
+        return NO
     if result.ok:
         # The head, kept elsewhere, is what shows later that nothing was cut off the end.
         print(f"{path}: ok, {result.records} records, head {result.head}")

@@ -125,6 +125,7 @@ def running_in(directory: Path) -> int:
     LookupError
         There is none, or it cannot be reached from here; says which.
     """
+    directory = directory.absolute()  # Two who speak of `data` may stand in different places.
     try:
         number = os.open(directory / NAME, os.O_RDWR)
     except FileNotFoundError as error:

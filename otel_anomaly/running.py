@@ -167,7 +167,7 @@ def run(config: Config, source: Readable | None = None) -> int:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(DirectoryLock(directory))
         except OSError as error:
-            say(f"otel-anomaly cannot start: {error}")
+            say(f"otel-anomaly cannot start: storage.directory: {error}")
             return EXIT_CANNOT_START
         return _run_loop(config, source)
 

@@ -2,7 +2,8 @@
 
     start   monitoring, exporters, sinks, kernels warm, doors, ready
     stop    not ready, doors shut, requests in flight answered, what was learned written, queues
-            drained to the deadline, sinks flushed, last words: accepted = sent + held + dropped
+            drained to the deadline, sinks flushed, last words:
+            accepted + recovered = sent + held + dropped
 
 One event loop runs it all. A request is judged where it arrives, between two awaits; only the scan
 of a large body goes to a thread, where it holds no lock.

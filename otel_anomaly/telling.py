@@ -13,7 +13,7 @@ from otel_anomaly.config import audit_path, config_hash
 from otel_anomaly.sinks import AuditSink, ConsoleSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from contextlib import AsyncExitStack
 
     from otel_anomaly.config import Config
@@ -42,8 +42,9 @@ class Telling:
     def start(self, config: Config) -> None:
         """Open what `config` asks for. Raises OSError when the trail cannot be written."""
         if config.audit.enabled:
-            self._audit = self._trail_of(config)
-            self._audit.service_started()
+            with _naming_the_key():
+                self._audit = self._trail_of(config)
+                self._audit.service_started()
         if config.alerts.console:
             self._console = self._console_of(config)
 
@@ -71,13 +72,14 @@ class Telling:
             raise
 
     def _new_trail(self, old: Config, new: Config) -> AuditSink:
-        audit = self._trail_of(new)
-        try:
-            audit.trail_opened(config_hash(old))
-        except BaseException:
-            audit.close(0)
-            raise
-        return audit
+        with _naming_the_key():
+            audit = self._trail_of(new)
+            try:
+                audit.trail_opened(config_hash(old))
+            except BaseException:
+                audit.close(0)
+                raise
+            return audit
 
     def _trail_of(self, config: Config) -> AuditSink:
         return AuditSink(
@@ -139,6 +141,15 @@ class Telling:
         for sink in (self._audit, self._console):
             if sink is not None:
                 sink.close(FLUSH_S)
+
+
+@contextlib.contextmanager
+def _naming_the_key() -> Iterator[None]:
+    """Say of which key an error of the trail speaks."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"audit.path: {error}") from error
 
 
 async def _abandoned(opening: asyncio.Task[AuditSink], config_hash_after: str) -> None:

@@ -52,10 +52,22 @@ def test_what_a_killed_process_left_is_removed(
     os.close(cache_copy._LOCKS.pop())
 
 
-def test_no_room_for_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_for_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """
-    Scenario: there is no folder for a copy.
-    Guarantees: none, without an error: kernels are then compiled anew.
+    Scenario: there is no folder for a copy; then the machine has none for anything temporary, as
+    with a read-only root and no /tmp.
+    Guarantees: none, without an error: kernels are then compiled anew, and the log says why.
     """
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     assert writable_copy(tmp_path) is None
+
+    def nowhere() -> str:
+        raise FileNotFoundError("no usable temporary directory")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    assert writable_copy(tmp_path) is None
+    told = f"the kernels in {tmp_path} are of no use, all is compiled anew: "
+    assert [told in message for message in caplog.messages] == [True, True]
+    assert "no usable temporary directory" in caplog.messages[-1]

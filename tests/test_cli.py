@@ -240,6 +240,32 @@ def test_replay_hands_everything_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
 
 
+@pytest.mark.parametrize("warm", [True, False])
+def test_replay_says_that_it_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    warm: bool,  # noqa: FBT001 - pytest hands it over by name.
+) -> None:
+    """
+    Scenario: `replay` on a machine that has the kernels, and on one that compiles them first.
+    Guarantees: the second is told on standard error before anything is replayed, the first is not.
+    """
+    before: list[str] = []
+
+    def replay(*_, **__) -> int:
+        before.append(capsys.readouterr().err)
+        return 0
+
+    stand_in(monkeypatch, "otel_anomaly.replay", "replay_command", replay)
+    stand_in(monkeypatch, "otel_anomaly.kernels", "cache_is_warm", lambda: warm)
+    file = tmp_path / "a.bin"
+    file.touch()
+    assert cli.main(["replay", str(file)]) == 0
+    told = "first run on this machine: compiling the kernels, a minute or two ...\n"
+    assert before == ["" if warm else told]
+
+
 def test_replay_of_what_is_not_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +307,7 @@ AUDIT_ANSWERS = {
         SimpleNamespace(ok=True, records=7, line=None, message="", head="ab12"),
         ": ok, 7 records, head ab12",
     ),
+    "empty": (SimpleNamespace(ok=True, records=0, line=None, message=""), ": no records"),
     "broken": (SimpleNamespace(ok=False, records=4, line=5, message="hash"), ":5: hash"),
     "no line": (SimpleNamespace(ok=False, records=0, line=None, message="empty"), ": empty"),
 }
@@ -295,13 +322,14 @@ def test_audit_verify(
     said: str,
 ) -> None:
     """
-    Scenario: a trail that is whole, one with a broken line, one that is broken as a whole.
+    Scenario: a trail that is unbroken, one without records, as a file that was emptied is, one
+    with a broken line, one that is broken as a whole.
     Guarantees: one line with file, line and reason; exit 0 or 1.
     """
     file = tmp_path / "audit.jsonl"
     file.touch()
     stand_in(monkeypatch, "otel_anomaly.sinks", "verify", {file: result}.__getitem__)
-    assert cli.main(["audit", "verify", str(file)]) == (0 if result.ok else 1)
+    assert cli.main(["audit", "verify", str(file)]) == (0 if result.ok and result.records else 1)
     assert capsys.readouterr().out == f"{file}{said}\n"
 
 

@@ -394,8 +394,8 @@ def test_a_disk_queue_waits_for_its_next_hop(tmp_path: Path) -> None:
 def test_the_summary_tells_what_guards_and_what_lasts(tmp_path: Path) -> None:
     """
     Scenario: doors with TLS, credentials and neither; a disk queue, `ack: sent`, redaction, no
-    snapshots.
-    Guarantees: the line that `validate` prints has it, without a secret.
+    snapshots; then a door with neither that other machines reach.
+    Guarantees: the line that `validate` prints has it, without a secret; the last is `open`.
     """
     tls = "tls: {cert_file: c, key_file: k"
     auth = "auth: {bearer: {tokens: [not-to-be-told]}, basic: {htpasswd: {file: f}}}"
@@ -417,3 +417,7 @@ def test_the_summary_tells_what_guards_and_what_lasts(tmp_path: Path) -> None:
         assert part in said
     assert "not-to-be-told" not in said
     assert "(" not in summary(Config()).partition(";")[0]
+    open_door = ["receivers.otlp.protocols.grpc.endpoint=0.0.0.0:4317"]
+    assert summary(load_config([], open_door, {})).startswith(
+        "receives otlp/grpc on 0.0.0.0:4317 (open), otlp/http on 127.0.0.1:4318; "
+    )

@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from otel_anomaly.config import Config
+from otel_anomaly.config import SECOND_NS, Config, is_local, load_config
+from otel_anomaly.running import STOP_S
+from tests.test_readme import blocks
 from tests.test_tidy import ROOT
 
 LINES = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text()).splitlines()
@@ -18,6 +21,13 @@ INSTRUCTIONS = [line.partition(" ")[::2] for line in LINES if re.match("[A-Z]", 
 def arguments_of(name: str) -> list[str]:
     """What stands behind each instruction of one kind, in order."""
     return [text for kind, text in INSTRUCTIONS if kind == name]
+
+
+def docker_runs() -> list[list[str]]:
+    """The words of every `docker run` that is told, wherever that is."""
+    texts = [(ROOT / path).read_text() for path in ("README.md", "docs/container.md", "Dockerfile")]
+    told = (re.sub(r"\\\n#?\s*", "", text) for text in texts)
+    return [line.split() for text in told for line in re.findall("docker run .*", text)]
 
 
 def last_stage() -> list[tuple[str, str]]:
@@ -97,3 +107,69 @@ def test_build_sees_what_it_copies(path: str) -> None:
     assert f"!{path}" in ignore
     assert path in " ".join(arguments_of("COPY"))
     assert Path(ROOT, path).exists()
+
+
+def test_time_to_stop_is_enough() -> None:
+    """
+    Scenario: how long the documents let the container stop: Docker, Compose, Kubernetes.
+    Guarantees: each is time for the default drain and for all else of a stop, so that nobody who
+    follows them has the service killed while it delivers.
+    """
+    needed_s = Config().service.drain_timeout / SECOND_NS + STOP_S
+    runs = docker_runs()
+    assert len(runs) == 3
+    given = [words[words.index("--stop-timeout") + 1] for words in runs]
+    document = (ROOT / "docs/container.md").read_text()
+    for text in (document, (ROOT / "Dockerfile").read_text()):
+        (seconds,) = re.findall(r"docker stop -t (\d+)", text)
+        given.append(seconds)
+    given += re.findall(r"stop_grace_period: (\d+)s", document)
+    pods = [yaml.safe_load(block) for block in blocks("yaml", "docs/container.md")]
+    given += [pod["terminationGracePeriodSeconds"] for pod in pods if "containers" in pod]
+    assert len(given) == 7
+    assert min(map(int, given)) >= needed_s
+
+
+def test_ports_are_published_to_this_machine_alone() -> None:
+    """
+    Scenario: the `docker run` commands to paste; their doors ask for no credentials.
+    Guarantees: every port is published, and on the loopback address.
+    """
+    ports = dict(last_stage())["EXPOSE"].split()
+    for words in docker_runs():
+        published = [words[at + 1] for at, word in enumerate(words) if word == "-p"]
+        assert published == [f"127.0.0.1:{port}:{port}" for port in ports]
+
+
+def test_a_configuration_of_ones_own_is_reached(tmp_path: Path) -> None:
+    """
+    Scenario: the file that the document tells to give in place of the image's arguments.
+    Guarantees: doors and probes are reached from outside, on the ports of the image.
+    """
+    (block,) = (each for each in blocks("yaml", "docs/container.md") if "receivers:" in each)
+    path = tmp_path / "config.yaml"
+    path.write_text(block)
+    config = load_config([path], (), {})
+    protocols = config.receivers.otlp.protocols
+    assert protocols.grpc is not None
+    assert protocols.http is not None
+    endpoints = (
+        protocols.grpc.endpoint,
+        protocols.http.endpoint,
+        config.telemetry.metrics.endpoint,
+    )
+    assert not any(is_local(endpoint) for endpoint in endpoints)
+    told = dict(last_stage())["EXPOSE"].split()
+    assert [endpoint.rpartition(":")[2] for endpoint in endpoints] == told
+
+
+def test_the_kernels_can_be_read_by_any_user() -> None:
+    """
+    Scenario: the folder of compiled kernels, which the build makes as root and the user reads.
+    Guarantees: its mode is told before anything is compiled, not left to who makes it first.
+    """
+    (folder,) = {
+        folder for text in arguments_of("ENV") for folder in re.findall(r"CACHE_DIR=(\S+)", text)
+    }
+    (compiles,) = (text for text in arguments_of("RUN") if "otel_anomaly.warm" in text)
+    assert compiles.startswith(f"install -d -m 0755 {folder} && ")

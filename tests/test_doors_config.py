@@ -11,13 +11,14 @@ from otel_anomaly.config import (
     ConfigError,
     HttpReceiverConfig,
     MetricsConfig,
+    is_local,
     load_config,
     summary,
 )
 from otel_anomaly.config.quantities import KIB
 from otel_anomaly.receivers.monitoring import Monitoring
 from otel_anomaly.receivers.reloading import exposure, warn_of_exposure
-from otel_anomaly.receivers.sockets import FILES_KEPT, connection_shares, is_local
+from otel_anomaly.receivers.sockets import FILES_KEPT, connection_shares
 from otel_anomaly.telemetry import Telemetry
 
 if TYPE_CHECKING:

@@ -93,7 +93,7 @@ WRONG = {
         json.dumps({"exporters": {"otlp_grpc/x": UNKNOWN_CA}}),
         "exporters.otlp_grpc/x",
     ),
-    "a trail": ('{"audit": {"path": "/proc/nowhere/audit.jsonl"}}', "/proc/nowhere"),
+    "a trail": ('{"audit": {"path": "/proc/nowhere/audit.jsonl"}}', "audit.path: [Errno 2]"),
 }
 
 

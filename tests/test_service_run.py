@@ -227,8 +227,8 @@ def test_the_first_start_says_that_it_takes_long(
 @pytest.mark.usefixtures("_handlers_come_back")
 def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
-    Scenario: a port is taken; the folder of the files is a file; a header is one that the exporter
-    sets itself; a certificate is not there.
+    Scenario: a port is taken; the folder of the data, and that of the trail, is a file; a header
+    is one that the exporter sets itself; a certificate is not there.
     Guarantees: exit 3 and one line on standard error that names what and where; no thread is left.
     """
     (tmp_path / "file").touch()
@@ -241,7 +241,10 @@ def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str
             f"cannot listen on {address}": config_in(
                 tmp_path, telemetry={"metrics": {"endpoint": address}}
             ),
-            "Not a directory": config_in(tmp_path / "file" / "data"),
+            "storage.directory: [Errno 20] Not a directory": config_in(tmp_path / "file" / "data"),
+            "audit.path: [Errno ": config_in(
+                tmp_path, audit={"enabled": True, "path": f"{tmp_path}/file/audit.jsonl"}
+            ),
             "exporters.otlp_http/x: ": config_in(tmp_path, exporters={"otlp_http/x": header}),
             "receivers.otlp.protocols.http: tls: cannot use /no.crt": config_in(
                 tmp_path,

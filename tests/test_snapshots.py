@@ -435,7 +435,8 @@ def test_one_service_to_a_directory(tmp_path: Path, capsys: pytest.CaptureFixtur
             pass
         assert running.run(config_in(tmp_path)) == 3
         said = capsys.readouterr().err
-        assert f"cannot start: {tmp_path} is in use by process {os.getpid()}" in said
+        owner = f"{tmp_path} is in use by process {os.getpid()}"
+        assert f"cannot start: storage.directory: {owner}" in said
         assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
     with pytest.raises(LookupError, match="no service runs"):
         running_in(tmp_path)
@@ -443,19 +444,20 @@ def test_one_service_to_a_directory(tmp_path: Path, capsys: pytest.CaptureFixtur
         pass
 
 
-def test_a_lock_that_says_nothing_of_use(tmp_path: Path) -> None:
+def test_a_lock_that_says_nothing_of_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Scenario: whoever holds the lock has not written its number yet; or is in another container,
     where the number is somebody else's.
-    Guarantees: nobody is named, so nobody is signalled.
+    Guarantees: nobody is named, so nobody is signalled; a directory is named from the root.
     """
+    monkeypatch.chdir(tmp_path)
     with DirectoryLock(tmp_path):
         for text, says in ((b"", "just starting"), (b"1234\nelsewhere\n", "another container")):
             (tmp_path / "lock").write_bytes(text)
             with pytest.raises(LookupError, match=says):
                 running_in(tmp_path)
-    with pytest.raises(LookupError, match="no service runs"):
-        running_in(tmp_path / "nowhere")
+    with pytest.raises(LookupError, match=f"no service runs on {tmp_path}/nowhere"):
+        running_in(tmp_path.relative_to(tmp_path) / "nowhere")
 
 
 def test_whoever_asks_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"last_resort"},
     "asking": {"config", "directory_lock", "snapshot_file", "snapshots"},
     "probe": {"config"},
-    "cli": {"handoff", "config", "sinks", "replay", "running", "probe", "asking"},
+    "cli": {"handoff", "config", "kernels", "sinks", "replay", "running", "probe", "asking"},
     "__main__": {"cli"},
 }
 

@@ -72,7 +72,7 @@ from otel_anomaly.config.models import (
     TelemetryConfig,
 )
 from otel_anomaly.config.overrides import OVERRIDES_MAX, OverrideConfig, effective_detectors
-from otel_anomaly.config.own_doors import own_door
+from otel_anomaly.config.own_doors import is_local, own_door
 from otel_anomaly.config.patterns import GLOB_BYTES_MAX, PATTERNS_MAX
 from otel_anomaly.config.quantities import (
     DAY_NS,
@@ -166,6 +166,7 @@ __all__ = [
     "audit_path",
     "config_hash",
     "effective_detectors",
+    "is_local",
     "listening",
     "load_config",
     "own_door",

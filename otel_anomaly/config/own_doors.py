@@ -15,6 +15,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from otel_anomaly.config.doors import UNIX
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -41,6 +43,17 @@ def own_door(
         if listening & here or any(_any_of(each, here) for each in listening):
             return door
     return None
+
+
+def is_local(door: str) -> bool:
+    """Whether only this machine can reach a door, as far as the name tells."""
+    if door.startswith(UNIX):
+        return True
+    host, _ = _parts(door)
+    try:
+        return host == "localhost" or _plain(host).is_loopback
+    except ValueError:
+        return False
 
 
 def is_ours(address: Address) -> bool:

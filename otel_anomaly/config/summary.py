@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from otel_anomaly.config.conflicts import audit_path, signal_paths
+from otel_anomaly.config.own_doors import is_local
 from otel_anomaly.config.problems import without_password
 from otel_anomaly.config.quantities import quantity_text
 from otel_anomaly.config.section import Section
@@ -54,13 +55,15 @@ def summary(config: Config) -> str:
 
 
 def _guards(door: GrpcReceiverConfig | HttpReceiverConfig) -> str:
-    """How a door is shut: ` (tls, bearer)`; nothing is said of an open one."""
+    """How a door is shut: ` (tls, bearer)`; ` (open)` when it is not, and others can reach it."""
     guards = []
     if door.tls is not None:
         guards.append("tls" if door.tls.client_ca_file is None else "mutual tls")
     if door.auth is not None:
         kinds = (("bearer", door.auth.bearer), ("basic", door.auth.basic))
         guards += [name for name, kind in kinds if kind is not None]
+    if not guards and not is_local(door.endpoint):
+        guards.append("open")
     return f" ({', '.join(guards)})" if guards else ""
 
 

@@ -10,9 +10,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
+from otel_anomaly.config import is_local
 from otel_anomaly.receivers.certificates import FileWatch, server_context, tls_files
 from otel_anomaly.receivers.credentials import Credentials, credential_files
-from otel_anomaly.receivers.sockets import is_local
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Endpoints: what they mean, whether they are free, who can reach them, how many fit.
+"""Endpoints: what they mean, whether they are free, how many fit.
 
 A unix socket is a file that outlives its process. One that nobody listens on is removed; one that
 somebody listens on is taken, as a port would be.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import os
 import socket
 import stat
@@ -47,19 +46,6 @@ def place(endpoint: str, port: int) -> str:
 def unix_path(endpoint: str) -> str | None:
     """The path of a unix endpoint; None for host and port."""
     return endpoint.removeprefix(UNIX) if endpoint.startswith(UNIX) else None
-
-
-def is_local(endpoint: str) -> bool:
-    """Whether only this machine can reach it, as far as the name tells."""
-    if unix_path(endpoint) is not None:
-        return True
-    host, _ = host_and_port(endpoint)
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False
 
 
 def check_free(endpoint: str) -> None:
