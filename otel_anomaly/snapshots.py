@@ -43,6 +43,9 @@ LAST_S: Final = 10.0
 """The last one may take so long: on a disk that hangs, the queues still have to be drained."""
 BYTES_MAX: Final = 1 << 30
 """A file may be so large in any case, else four times what the configuration has room for."""
+REPLAY_SEED: Final = 0x6F74656C
+"""Of every replay that begins with nothing, so that its findings are the same each time. It is no
+secret: a service would let everybody choose names whose hashes are equal."""
 AHEAD_S: Final = 60
 """Calls are at most `max_clock_skew`, 30 s, ahead of the clock. Beyond this the clock went back."""
 AHEAD_S_MAX: Final = 86_400
@@ -117,8 +120,10 @@ def ahead_problem(state: State, now_ns: int) -> str:
     )
 
 
-def _check_clock(loaded: Loaded, now_ns: int) -> None:
-    """Raises SnapshotRefused for what is of no use to a service for longer than a day."""
+def _check_for_a_service(loaded: Loaded, now_ns: int) -> None:
+    """Raises SnapshotRefused for what only a replay may go on with."""
+    if loaded.seed == REPLAY_SEED:
+        raise SnapshotRefused("a replay wrote it: the secret of its hashes is known to everybody")
     ahead = ahead_s(loaded.state, now_ns)
     if ahead > AHEAD_S_MAX and now_ns >= CLOCK_SET_S * 10**9:
         raise SnapshotRefused(f"it has learned calls {ahead:.0f} s ahead of the clock")
@@ -153,7 +158,7 @@ class Snapshots:
         for path in (self._path, before(self._path)):
             try:
                 loaded = load(path, self._config)
-                _check_clock(loaded, self._clock.now_ns())
+                _check_for_a_service(loaded, self._clock.now_ns())
             except FileNotFoundError:
                 continue
             except Exception as error:  # noqa: BLE001 - whatever is in a file, the service starts.
