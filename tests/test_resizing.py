@@ -22,6 +22,8 @@ from otel_anomaly.entities.packing import (
 )
 from otel_anomaly.entities.table import find, release, sweep
 from otel_anomaly.resizing import keep, make_state, resize, restore
+from otel_anomaly.snapshot import copied
+from otel_anomaly.soundness import make_sound
 from tests.book_rigs import LOW_LIMITS, BookRig, at
 from tests.fleet_traffic import Fleet
 from tests.judge_rigs import KEEN
@@ -220,7 +222,8 @@ def test_the_journal_keeps_the_last_calls(made: int, wanted: int) -> None:
     Scenario: a journal for four calls, written so often, put into other sizes; a further call; all
     of that once more.
     Guarantees: the last calls are found under their serial numbers, as many as both sizes hold; no
-    number that a trace remembers leads anywhere else, and one that fell out stays out.
+    number that a trace remembers leads anywhere else, and one that fell out stays out. A snapshot
+    of it is not refused.
     """
     rig, calls = Rig(limits={"moves": 4}), Calls()
     rig.send(calls.many(made, START_S))
@@ -229,6 +232,7 @@ def test_the_journal_keeps_the_last_calls(made: int, wanted: int) -> None:
         config = with_limits(rig, moves=size)
         held = min(held, size)
         rig.processor.state = resize(rig.state, config)
+        make_sound(copied(keep(rig.state)), 1)
         held = _check_journal(rig, calls, made, held, size)
         made += 1
 
@@ -238,6 +242,7 @@ def _check_journal(rig: Rig, calls: Calls, made: int, held: int, size: int) -> i
     rig.send([calls.at(START_S)])
     held = min(held + 1, size)
     state = rig.state
+    make_sound(copied(keep(state)), 1)
     lasts = state.traces.rows["last"][1 : made + 2].tolist()
     assert len(set(lasts)) == made + 1
     for number, serial in enumerate(lasts):
