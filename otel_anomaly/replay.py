@@ -25,7 +25,7 @@ from otel_anomaly.recordings import RecordingError
 from otel_anomaly.report import Reporter, finding_numbers
 from otel_anomaly.scoring import DETECTORS
 from otel_anomaly.snapshot_file import SnapshotRefused, write
-from otel_anomaly.snapshots import load
+from otel_anomaly.snapshots import REPLAY_SEED, load
 from otel_anomaly.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from otel_anomaly.state import Judgement
 
 _JUDGED: Final = (Signal.TRACES, Signal.LOGS)
-SEED: Final = 0x6F74656C
 EXIT_OK, EXIT_UNREADABLE = 0, 2
 NS: Final = 1_000_000_000
 TRACES_MIN, SPANS_MIN = 1 << 20, 1 << 20
@@ -78,7 +77,7 @@ class Replay:
             config,
             self,
             Telemetry(),
-            seed=SEED if loaded is None else loaded.seed,
+            seed=REPLAY_SEED if loaded is None else loaded.seed,
             state=None if loaded is None else loaded.state,
             on_judged=self._on_judged,
         )

@@ -29,7 +29,7 @@ from otel_anomaly.otlp.scan import Columns, MalformedRequest, scan
 from otel_anomaly.processor import SIGNALS, Processor
 from otel_anomaly.reloading import Fixed, Readable, Reloads, check_can_change
 from otel_anomaly.report import Reporter
-from otel_anomaly.snapshots import Snapshots
+from otel_anomaly.snapshots import Snapshots, ahead_problem
 from otel_anomaly.telemetry import Telemetry
 from otel_anomaly.telling import Telling, sink_names
 from otel_anomaly.warm import warm
@@ -271,6 +271,7 @@ class Service:
 
     def health(self) -> Mapping[str, object]:
         """For /healthz: what a person asks first."""
+        state = self.processor.state
         problems = self._telling.problems() | self._fanout.problems() | self.doors.problems()
         if not self.processor.healthy:
             problems["detection"] = "a batch went on without a verdict; see the log"
@@ -278,10 +279,10 @@ class Service:
             ("configuration", self.reloads.problem),
             ("memory", self.memory.problem),
             ("snapshots", self.snapshots.problem),
+            ("clock", ahead_problem(state, self._clock.now_ns())),
         ):
             if problem:
                 problems[name] = problem
-        state = self.processor.state
         return {
             "status": "degraded" if problems else "ok",
             "ready": self.is_ready,

@@ -35,6 +35,7 @@ from otel_anomaly.snapshot import (
     PARTS,
     Snapshot,
     carried_over,
+    forget_former_names,
     kept_of,
     parts_of,
 )
@@ -58,8 +59,11 @@ class SnapshotRefused(Exception):
 def write(path: Path, snapshot: Snapshot, sync: Callable[[int], None] = os.fsync) -> int:
     """Put a snapshot in the place of the last one, which stays as `.1`. Returns its bytes.
 
+    What it holds of names that are forgotten is emptied first, in place: it is a copy.
+
     Raises OSError; what was there is then still there.
     """
+    forget_former_names(snapshot.kept)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
     with contextlib.suppress(FileNotFoundError):

@@ -1,7 +1,8 @@
 """When what was learned is read and written: at start, every so often, on demand, at the end.
 
     load    the last snapshot, else the one before it, else a cold start; a file that is refused is
-            set aside as `.refused`, for the next one takes its name
+            set aside as `.refused`, for the next one takes its name. Refused is as well what was
+            learned by a clock far ahead: until time catches up, most detectors would see nothing
     save    copied between two requests, written by a thread; never two at once
     empty   detection failed and forgot everything: the last snapshot from before stays beside the
             new ones as `.before-failure`, and none is written until something is learned again
@@ -42,6 +43,16 @@ LAST_S: Final = 10.0
 """The last one may take so long: on a disk that hangs, the queues still have to be drained."""
 BYTES_MAX: Final = 1 << 30
 """A file may be so large in any case, else four times what the configuration has room for."""
+REPLAY_SEED: Final = 0x6F74656C
+"""Of every replay that begins with nothing, so that its findings are the same each time. It is no
+secret: a service would let everybody choose names whose hashes are equal."""
+AHEAD_S: Final = 60
+"""Calls are at most `max_clock_skew`, 30 s, ahead of the clock. Beyond this the clock went back."""
+AHEAD_S_MAX: Final = 86_400
+"""Up to a day is waited for and told; beyond it a cold start learns sooner."""
+CLOCK_SET_S: Final = 1_577_836_800
+"""2020. A machine without a battery starts in 1970, until it is told the time: then what is ahead
+of the clock is right, and good as soon as the clock is."""
 
 
 class Loaded(NamedTuple):
@@ -92,6 +103,32 @@ def load(path: Path, config: Config) -> Loaded:
     return Loaded(state, snapshot.seed, snapshot.book, snapshot.written_ns, path)
 
 
+def ahead_s(state: State, now_ns: int) -> float:
+    """How far the latest call learned is ahead of the clock; negative when it is not."""
+    return (int(state.watermark[0]) - now_ns) / 1e9
+
+
+def ahead_problem(state: State, now_ns: int) -> str:
+    """For health: calls that look late for what was learned by a clock that ran ahead."""
+    ahead = ahead_s(state, now_ns)
+    if ahead <= AHEAD_S:
+        return ""
+    return (
+        f"learned state is {ahead:.0f} s ahead of the clock: calls until then count as late, and"
+        " most detectors do not see them. If the clock is right now: stop, remove the snapshot and"
+        " the one before it (.1), start"
+    )
+
+
+def _check_for_a_service(loaded: Loaded, now_ns: int) -> None:
+    """Raises SnapshotRefused for what only a replay may go on with."""
+    if loaded.seed == REPLAY_SEED:
+        raise SnapshotRefused("a replay wrote it: the secret of its hashes is known to everybody")
+    ahead = ahead_s(loaded.state, now_ns)
+    if ahead > AHEAD_S_MAX and now_ns >= CLOCK_SET_S * 10**9:
+        raise SnapshotRefused(f"it has learned calls {ahead:.0f} s ahead of the clock")
+
+
 class Snapshots:
     """The snapshots of one service."""
 
@@ -122,17 +159,21 @@ class Snapshots:
             return None
         for path in (self._path, before(self._path)):
             try:
-                self._loaded = load(path, self._config)
+                loaded = load(path, self._config)
+                _check_for_a_service(loaded, self._clock.now_ns())
             except FileNotFoundError:
                 continue
             except Exception as error:  # noqa: BLE001 - whatever is in a file, the service starts.
                 self._refuse(path, error)
                 continue
-            self._written_ns = self._loaded.written_ns
+            self._loaded, self._written_ns = loaded, loaded.written_ns
             self._loaded_age_s = self._age_s()
             self._telemetry.loaded_age.set(self._loaded_age_s)
             LOG.info("state loaded from %s, written %.0f s ago", path, self._loaded_age_s)
-            return self._loaded
+            problem = ahead_problem(loaded.state, self._clock.now_ns())
+            if problem:
+                LOG.error("%s: %s", path, problem)
+            return loaded
         why = "none that can be used" if self._refusals else "there is none yet"
         LOG.info("cold start: nothing learned before (%s: %s)", self._path, why)
         return None
@@ -147,9 +188,9 @@ class Snapshots:
             path.replace(path.with_name(path.name + ".refused"))
 
     def _age_s(self) -> float:
-        """Seconds since the last one, else since the start."""
+        """Seconds since the last one, else since the start; negative: the clock went back."""
         since_ns = self._started_ns if self._written_ns is None else self._written_ns
-        return max(self._clock.now_ns() - since_ns, 0) / 1e9
+        return (self._clock.now_ns() - since_ns) / 1e9
 
     def status(self) -> dict[str, object]:
         """For /healthz: where the state comes from, how old that was, what would be lost now."""

@@ -283,13 +283,11 @@ def _check_rows(name: str, table: KeptTable) -> None:
 
 
 def _check_serials(kept: Kept) -> None:
-    """Each place of the journal holds the call that its distance from the newest says, or none."""
+    """Each place of the journal holds the call that its distance from the newest says. The first
+    call goes to place 1, so until the ring closes, place 0 holds number 0: none."""
     size, (_, last, _, newest) = kept.journal.size, kept.watermark.tolist()
-    if size == 0:
-        return
-    expected = last - (newest - np.arange(size)) % size
-    serials = kept.journal["serial"]
-    if not ((serials == expected) | (serials == 0)).all() or serials[newest] != max(last, 0):
+    expected = last - (newest - np.arange(size)) % max(size, 1)
+    if not np.array_equal(kept.journal["serial"], expected):
         raise Unsound("journal: calls are not in order")
 
 

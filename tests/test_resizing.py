@@ -22,6 +22,8 @@ from otel_anomaly.entities.packing import (
 )
 from otel_anomaly.entities.table import find, release, sweep
 from otel_anomaly.resizing import keep, make_state, resize, restore
+from otel_anomaly.snapshot import copied
+from otel_anomaly.soundness import make_sound
 from tests.book_rigs import LOW_LIMITS, BookRig, at
 from tests.fleet_traffic import Fleet
 from tests.judge_rigs import KEEN
@@ -124,17 +126,37 @@ def test_a_smaller_table_keeps_who_was_seen_last() -> None:
     assert find(small, np.int64(hash_like(0))) == 0
 
 
-def test_keys_that_are_no_hashes_are_refused() -> None:
+@pytest.mark.parametrize("homes", [1, 40])
+def test_keys_that_are_no_hashes_are_refused(homes: int) -> None:
     """
-    Scenario: as many keys with one home as would make every look-up of them a walk.
+    Scenario: as many keys with one home, or some homes side by side, as would make every look-up of
+    them a walk.
+    Guarantees: refused, before the time is spent to put them there.
+    """
+    count = PROBES_MAX + 8
+    rows = np.zeros(count + 1, small_table(1).rows.dtype)
+    numbers = np.arange(1, rows.size)
+    rows["key"][1:] = (numbers % homes) << 32 | numbers
+    kept, empty = keep_table(small_table(count))._replace(rows=rows), small_table(count)
+    with pytest.raises(NotHashes, match=f"{count} keys are [0-9]+ places from their own"):
+        restore_table(kept, empty)
+    assert not empty.slots.any()
+
+
+def test_keys_that_lie_behind_one_another_have_no_place() -> None:
+    """
+    Scenario: the last keys of a table, all at home in its last slot, go round its end, where every
+    slot is taken.
     Guarantees: refused, after a bounded number of steps.
     """
-    table = small_table(PROBES_MAX + 8)
-    kept = keep_table(table)
-    rows = np.zeros(PROBES_MAX + 9, table.rows.dtype)
-    rows["key"][1:] = np.arange(1, rows.size)
-    with pytest.raises(NotHashes, match="have no place"):
-        restore_table(kept._replace(rows=rows), small_table(PROBES_MAX + 8))
+    count = 3 * PROBES_MAX
+    rows = np.zeros(count + 1, small_table(1).rows.dtype)
+    empty = small_table(count)
+    numbers = np.arange(1, rows.size)
+    last = int(empty.head["mask"][0])
+    rows["key"][1:] = np.where(numbers > 9, numbers - 10, last) << 32 | numbers
+    with pytest.raises(NotHashes, match="have no place within"):
+        restore_table(keep_table(empty)._replace(rows=rows), small_table(count))
 
 
 @pytest.mark.parametrize("seed", range(scaled(30)))
@@ -200,7 +222,8 @@ def test_the_journal_keeps_the_last_calls(made: int, wanted: int) -> None:
     Scenario: a journal for four calls, written so often, put into other sizes; a further call; all
     of that once more.
     Guarantees: the last calls are found under their serial numbers, as many as both sizes hold; no
-    number that a trace remembers leads anywhere else, and one that fell out stays out.
+    number that a trace remembers leads anywhere else, and one that fell out stays out. A snapshot
+    of it is not refused.
     """
     rig, calls = Rig(limits={"moves": 4}), Calls()
     rig.send(calls.many(made, START_S))
@@ -209,6 +232,7 @@ def test_the_journal_keeps_the_last_calls(made: int, wanted: int) -> None:
         config = with_limits(rig, moves=size)
         held = min(held, size)
         rig.processor.state = resize(rig.state, config)
+        make_sound(copied(keep(rig.state)), 1)
         held = _check_journal(rig, calls, made, held, size)
         made += 1
 
@@ -218,6 +242,7 @@ def _check_journal(rig: Rig, calls: Calls, made: int, held: int, size: int) -> i
     rig.send([calls.at(START_S)])
     held = min(held + 1, size)
     state = rig.state
+    make_sound(copied(keep(state)), 1)
     lasts = state.traces.rows["last"][1 : made + 2].tolist()
     assert len(set(lasts)) == made + 1
     for number, serial in enumerate(lasts):

@@ -14,9 +14,12 @@ import pytest
 
 from otel_anomaly import snapshot as snapshots_layout
 from otel_anomaly.config import SECOND_NS, Config
+from otel_anomaly.entities.identity import NAME_BYTES
 from otel_anomaly.episodes import EpisodeBook, read_pages
+from otel_anomaly.otlp.dialects import AGENT
 from otel_anomaly.replay import Replay, replay_command
 from otel_anomaly.report import Reporter
+from otel_anomaly.resizing import keep
 from otel_anomaly.snapshot import (
     FINGERPRINT,
     LAYOUT,
@@ -25,6 +28,7 @@ from otel_anomaly.snapshot import (
     arrays_of,
     copied,
     fingerprint_of,
+    forget_former_names,
     make_room,
     room_for,
 )
@@ -53,11 +57,14 @@ BIG = 1 << 40
 
 
 def same_state(one: State, other: State) -> bool:
-    """Whether two states are the same to the last bit, but for labels and what only counts."""
+    """Whether two states are the same to the last bit, but for labels, what only counts and names
+    that are forgotten."""
+    kept, others = copied(keep(one)), copied(keep(other))
+    for each in (kept, others):
+        forget_former_names(each)
     for name in TABLES:
-        first, second = getattr(one, name), getattr(other, name)
-        used = int(first.head["used"][0]) + 1
-        if first.rows[:used].tobytes() != second.rows[:used].tobytes():
+        first, second = getattr(kept, name), getattr(others, name)
+        if first.rows.tobytes() != second.rows.tobytes():
             return False
         for field in ("hand", "free", "used", "in_use", "idle_ns", "capacity", "mask"):
             if first.head[field] != second.head[field]:
@@ -342,6 +349,28 @@ def test_no_content_of_a_call_is_in_it(tmp_path: Path) -> None:
             assert part.encode() not in data
             assert part[::-1].encode() not in data
     assert b"coder" in data
+
+
+def test_names_that_are_forgotten_are_not_in_it(tmp_path: Path) -> None:
+    """
+    Scenario: room for one trace, which another takes and names less; then agents whose names have
+    every length up to the longest that is kept, and one more.
+    Guarantees: the former name is not in the file; the present ones are, as far as they are kept,
+    and nothing behind them.
+    """
+    rig, calls = Rig(detectors={}, limits={"traces": 1}), Calls()
+    rig.send([calls.at(START_S, agent="a", session="alice-smith-session")], START_NS)
+    assert b"alice-smith-session" in save(rig, tmp_path / "s").read_bytes()
+    rig.send([calls.at(START_S + 1, agent="b", session=None)], START_NS + SECOND_NS)
+    assert b"alice-smith" in rig.state.traces.rows.tobytes()
+    assert b"alice-smith" not in save(rig, tmp_path / "s").read_bytes()
+    for length in range(NAME_BYTES + 1, 0, -1):
+        name = "n" * (length - 1) + "!"
+        rig.send([calls.at(START_S + 2, agent=name, session=None)], START_NS + 2 * SECOND_NS)
+        kept = rig.processor.snapshot(b"", 1).kept
+        forget_former_names(kept)
+        text = kept.traces.rows["text"][1][AGENT]
+        assert text.tobytes() == name.encode()[:NAME_BYTES].ljust(NAME_BYTES, b"\0")
 
 
 @pytest.mark.parametrize("room", [0, 1000, 1 << 20])

@@ -327,6 +327,7 @@ def test_the_good_one_is_good() -> None:
 
 DANGEROUS = (
     ("journal", "serial", 1 << 40),
+    ("journal", "serial", 0),
     ("journal", "before", 1 << 40),
     ("journal", "next_waiting", -1),
     ("journal", "into", 1 << 40),

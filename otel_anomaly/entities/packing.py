@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PROBES_MAX: Final = 4096
 """Places that a key is looked for at. Hashes in a table at most half full need some hundred; keys
 that need more are none, and would make every look-up as long."""
+STEPS_MEAN_MAX: Final = 32
+"""The same for the mean of all keys. Hashes need one or two; up to 65 keys can never need more."""
 
 
 class NotHashes(ValueError):
@@ -75,6 +77,7 @@ def _put(
     of a key and its place is full, as one after the other would have made it.
     """
     waiting, places = np.arange(keys.size), home(keys)
+    _check_spread(places)
     for _ in range(PROBES_MAX):
         if waiting.size == 0:
             return
@@ -86,6 +89,15 @@ def _put(
         waiting = np.delete(waiting, first)
         places[waiting] = (places[waiting] + 1) & mask
     raise NotHashes(f"{waiting.size} keys have no place within {PROBES_MAX} of their own")
+
+
+def _check_spread(homes: np.ndarray) -> None:
+    """Raises NotHashes, before the many steps are done: their number depends on no order, so it is
+    that of keys entered by their homes. (What goes round the end of the slots is counted short.)"""
+    homes, order = np.sort(homes), np.arange(homes.size)
+    steps = int((np.maximum.accumulate(homes - order) + order - homes).sum())
+    if steps > STEPS_MEAN_MAX * homes.size:
+        raise NotHashes(f"{homes.size} keys are {steps} places from their own")
 
 
 def _records(spans: np.ndarray) -> np.ndarray:
