@@ -17,6 +17,7 @@ from tests.config_files import complaint, written
 if TYPE_CHECKING:
     from pathlib import Path
 
+IN_QUOTES = "a value that is = or <<, or begins with ! & or *, must be in quotes"
 # What is written -> what is said, without the file's name. Lines count from 1.
 BAD_FILES = {
     "unknown key, near one": (
@@ -147,13 +148,13 @@ BAD_FILES = {
     "header value": (
         'exporters:\n  otlp:\n    endpoint: h:1\n    headers:\n      auth: "top\\nsecret"',
         (
-            ":5: exporters.otlp.headers.auth: must be printable ASCII without line breaks or spaces"
+            ":5: exporters.otlp.headers.***: must be printable ASCII without line breaks or spaces"
             " around it (got ***)"
         ),
     ),
     "header of a wrong type": (
         "exporters:\n  otlp:\n    endpoint: h:1\n    headers: {auth: 123456}",
-        ":4: exporters.otlp.headers.auth: must be text (got ***)",
+        ":4: exporters.otlp.headers.***: must be text (got ***)",
     ),
     "headers of a wrong type": (
         "exporters:\n  otlp:\n    endpoint: h:1\n    headers: topsecret",
@@ -161,7 +162,7 @@ BAD_FILES = {
     ),
     "header name": (
         "exporters:\n  otlp:\n    endpoint: h:1\n    headers: {'a b': c}",
-        ":4: exporters.otlp.headers.a b: must be a header name (got ***)",
+        ":4: exporters.otlp.headers.***: must be a header name (got ***)",
     ),
     "prefix": (
         "annotate: {prefix: A.b}",
@@ -363,18 +364,15 @@ BAD_FILES = {
     ),
     "unknown anchor": (
         "audit: *a",
-        ":1: not YAML: found undefined alias 'a'",
+        f":1: not YAML: {IN_QUOTES}",
     ),
     "tag": (
         "audit: !!python/object:os.system {}",
-        ":1: the tag tag:yaml.org,2002:python/object:os.system is not allowed",
+        f":1: {IN_QUOTES}",
     ),
     "tag on text": (
         "audit:\n  path: !!python/name:os.system ''",
-        (
-            ":2: not YAML: could not determine a constructor for the tag"
-            " 'tag:yaml.org,2002:python/name:os.system'"
-        ),
+        f":2: not YAML: {IN_QUOTES}",
     ),
     "date that is none": (
         "audit: {path: 2024-99-99}",
@@ -429,7 +427,7 @@ BAD_OVERRIDES = {
         " and no default given"
     ),
     "exporters.otlp.headers.auth=secret": (
-        "--set exporters.otlp.headers.auth=***: exporters.otlp.endpoint: is required"
+        "--set exporters.otlp.headers.***=***: exporters.otlp.endpoint: is required"
     ),
     "exporters.otlp={headers: {auth: secret}}": (
         "--set exporters.otlp=***: exporters.otlp.endpoint: is required"
@@ -533,7 +531,7 @@ def test_a_secret_is_never_shown(secret: str) -> None:
     said = complaint(overrides=overrides, environ={"TOKEN": secret})
     assert secret not in said
     assert ascii(secret)[1:-1] not in said
-    assert "headers.list" in said
+    assert "headers.***=***: must be text" in said
 
 
 def test_what_has_no_line_of_its_own_still_has_a_place(tmp_path: Path) -> None:

@@ -235,14 +235,17 @@ def test_forged_verdicts_are_removed() -> None:
     """
     Scenario: a call and a span that is none carry verdicts of their own, some of them twice.
     Guarantees: what goes on carries ours on the call and none on the other; the forged are counted.
+    What stands on an event is no verdict on anything, and stays.
     """
     rig, calls = rig_of(), Calls()
     call = calls.at(NOON, tool="post", arguments=EVIL, extra=[*FORGED, *FORGED])
     chat = calls.at(NOON, extra=FORGED)
     chat.attributes[0].value.string_value = "chat"
+    chat.events.add().attributes.add(key="anomaly.action")
     (verdict,) = rig.send([call, chat])
     assert (verdict.action, verdict.types) == ("block", ("data_exfiltration",))
     first, second = rig.spans_out()
+    assert second.events == chat.events
     values = {pair.key: pair.value for pair in first.attributes}
     assert "anomaly.reviewed_by" not in values
     assert values["anomaly.signal.data_exfiltration"].double_value == 1.0

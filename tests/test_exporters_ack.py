@@ -13,7 +13,7 @@ from otel_anomaly.config import MIB, SECOND_NS
 from otel_anomaly.exporters import Fanout
 from otel_anomaly.exporters import fanout as fanout_module
 from otel_anomaly.exporters.contract import SENT, Kind, SendResult, rejected, retry, too_large
-from otel_anomaly.exporters.queue import INT64_MAX
+from otel_anomaly.exporters.queue import INT64_MAX, MERGED_TOLD
 from otel_anomaly.exporters.splitting import Splitting
 from otel_anomaly.handoff import Outcome, Payload, Reply, Signal
 from otel_anomaly.receivers.status import partial_success, partial_success_as_json
@@ -223,10 +223,11 @@ def test_nobody_hears_of_more_than_he_sent() -> None:
     """
     Scenario: requests of two, no and three spans are merged; the next hop says that it did not
     keep one span, then nine, then less than none.
-    Guarantees: each client hears of at most its own spans, and of none without a word.
+    Guarantees: each client hears of at most its own spans, and of none without a word; the words
+    of the next hop, which may be about another's spans, are told to none of them.
     """
     for told, expected in ((1, [1, 0, 1]), (9, [2, 0, 3]), (-7, [0, 0, 0])):
-        bench = Bench(SendResult(Kind.SENT, "too old", rejected=told))
+        bench = Bench(SendResult(Kind.SENT, "span 4711 is too old", rejected=told))
 
         async def scenario(bench: Bench = bench, expected: list[int] = expected) -> None:
             replies = await asyncio.gather(*[
@@ -234,7 +235,8 @@ def test_nobody_hears_of_more_than_he_sent() -> None:
                 for letter, items in ((b"a", 2), (b"b", 0), (b"c", 3))
             ])  # fmt: skip
             assert [reply.rejected for reply in replies] == expected
-            assert [reply.message for reply in replies] == ["too old" * bool(n) for n in expected]
+            words = [MERGED_TOLD * bool(count) for count in expected]
+            assert [reply.message for reply in replies] == words
             assert len(bench.hops[0].attempts) == 1
 
         bench.play(scenario)

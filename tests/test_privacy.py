@@ -285,13 +285,24 @@ def _stumble(canary: Canaries) -> None:
         ("code 400 x_y1-z", "400 x_y1-z", "code 400 *-z"),
         ("the alice b\u00fcro", "b\u00fcro", "the alice *"),
         ("the alice", "x" * (SEARCHED_MAX + 1), "the *"),
+        ("bad SMITH, smith", "Smith", "bad *, *"),
+        ("token SK-LIVE-9F8A", "authorization Bearer sk-live-9f8a", "token SK-*-*"),
+        ("bad \u0411\u041e\u0420\u0418\u0421", "\u0411\u043e\u0440\u0438\u0441", "bad *"),
+        ("value 4111111111111111 or 4111111111111111.0", "card", "value * or *.0"),
+        ("code 404 in span x4111111111111111", "card", "code 404 in span *"),
+        (r"bad '\u0411\u043e\u0440' here", "\u0411\u043e\u0440 here", "bad '*' *"),
+        (r"bad \xc3\x89ve, \303\211ve", "\u00c9ve", "bad *ve, *ve"),
+        (r"bad \x53mith", "Smith", "bad **"),
+        ("bad %D0%91%d0%be%D1%80", "\u0411\u043e\u0440", "bad *"),
+        (r"bad \u0411", r'{"name": "\u0411"}', "bad *"),
     ],
 )
 def test_echoes(message: str, body: str, left: str | None) -> None:
     """
     Scenario: a next hop quotes what it was sent, or says what such messages say.
-    Guarantees: words of the request are stars, the language of errors stays; of a request too
-    large to search no other word is left.
+    Guarantees: words of the request are stars, also in other letters or with escapes, and so are
+    numbers, which a request holds in binary; the language of errors stays; of a request too large
+    to search no other word is left.
     """
     assert without_echo(message, body.encode()) == (message if left is None else left)
 

@@ -11,23 +11,26 @@ key inside and only adds.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from otel_anomaly.config.conflicts import destinations, listening
+from otel_anomaly.config.conflicts import ENDPOINT_KEYS, destinations, listening
 from otel_anomaly.config.environment import fill, made
 from otel_anomaly.config.models import Config
 from otel_anomaly.config.own_doors import own_door
-from otel_anomaly.config.problems import SECRET, hides_secret, problems, without_password
+from otel_anomaly.config.problems import hides_secret, problems, without_password
 from otel_anomaly.config.yaml_text import (
+    SECRET,
     TEXT_BYTES_MAX,
     ConfigError,
     KeyPath,
     Layer,
     Origin,
+    dotted,
     read_yaml,
 )
 
@@ -103,8 +106,18 @@ def _with_destination(config: Config, merged: Layer, environ: Mapping[str, str])
 
 
 def config_hash(config: Config) -> str:
-    """Names a configuration in audit records: SHA-256 of all keys and values."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
+    """Names a configuration in audit records and health: SHA-256 of all keys and values.
+
+    Secrets are stars: whoever knows the rest of the file could try them.
+    """
+    told = config.model_dump(mode="json")
+    for exporter in told["exporters"].values():
+        for name in exporter.get("headers", ()):
+            exporter["headers"][name] = SECRET
+        for key in ENDPOINT_KEYS:
+            if exporter.get(key) is not None:
+                exporter[key] = without_password(exporter[key])
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def read_file(path: Path, environ: Mapping[str, str]) -> Layer:
@@ -128,9 +141,9 @@ def read_override(override: str, environ: Mapping[str, str]) -> Layer:
     """One `--set`: dots in the key go down a block, the value is YAML."""
     key, equals, text = override.partition("=")
     path = tuple(key.strip().split("."))
-    label = f"--set {key.strip()}={_label(text, secret=hides_secret(override))}"
+    label = f"--set {dotted(path)}={_label(text, secret=hides_secret(override))}"
     if not equals or not all(path):
-        raise ConfigError(f"--set {key}: must be KEY=VALUE, like detectors.rate.warn=50")
+        raise ConfigError(f"--set {dotted(path)}: must be KEY=VALUE, like detectors.rate.warn=50")
     return read_yaml(text, Origin(label), path, environ)
 
 

@@ -17,7 +17,7 @@ from otel_anomaly.config.models import Config
 from otel_anomaly.config.overrides import OVERRIDES
 from otel_anomaly.config.quantities import quantity_text
 from otel_anomaly.config.section import Section
-from otel_anomaly.config.yaml_text import KeyPath, Layer, Origin, dotted
+from otel_anomaly.config.yaml_text import SECRET, SECRET_BLOCKS, KeyPath, Layer, Origin, dotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
-SECRET = "***"  # noqa: S105 - what stands in its place.
-SECRET_BLOCKS = frozenset({"headers", "auth"})
-"""What stands below one of these keys is never shown."""
 _SHOWN_CHARS_MAX = 60
+_URL = re.compile(r"([^@?#]*?://|)([^?#]*@|)([^?#]*)(.*)", re.DOTALL)
 _IN_OVERRIDES = ("policy", "overrides", "detectors")
 """Way to an override's detectors, without its number: a detectors section once more."""
 
@@ -157,8 +155,13 @@ def _shown(value: object) -> str:
 
 
 def without_password(url: str) -> str:
-    """`url` with what stands before an `@` hidden."""
-    return re.sub(r"//[^/]*@", f"//{SECRET}@", url)
+    """`url` with what stands before the last `@` hidden, and what follows a `?` or `#`."""
+    found = _URL.fullmatch(url)
+    assert found, "all of its parts may be empty"
+    scheme, user, place, query = found.groups()
+    if "@" in query:  # A password may have a `?` in it.
+        return f"{scheme}{SECRET}"
+    return f"{scheme}{SECRET if user else ''}{user[-1:]}{place}{query[:1]}{SECRET if query else ''}"
 
 
 def _unknown_key(path: KeyPath) -> str:

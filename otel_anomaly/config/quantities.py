@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
@@ -45,6 +46,7 @@ _DURATION_PART = re.compile(rf"({_NUMBER})(ns|us|ms|s|m|h|d)")
 _DURATION = re.compile(rf"(?:{_NUMBER}(?:ns|us|ms|s|m|h|d)){{1,7}}")
 _ENDPOINT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^:/@\s\[\]]+):(\d{1,5})")
 _PORT_MAX = 65535
+_URL_WANTED = "must be a URL, like http://127.0.0.1:4318"
 
 
 def duration_ns(value: object) -> object:
@@ -137,7 +139,11 @@ def _grpc_target(value: object) -> object:
 def _url(value: object) -> object:
     """A base URL."""
     if not isinstance(value, str) or not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
-        raise ValueError("must be a URL, like http://127.0.0.1:4318")
+        raise ValueError(_URL_WANTED)
+    try:
+        _ = urlsplit(value).port
+    except ValueError:  # Its words quote what may be a password: `https://user:a1/b2@host`.
+        raise ValueError(_URL_WANTED) from None
     return value
 
 

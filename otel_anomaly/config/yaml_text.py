@@ -35,6 +35,18 @@ _VARIABLE = re.compile(r"\$(?:\$|\{(?:env:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?
 
 KeyPath = tuple[str | int, ...]
 
+SECRET: Final = "***"  # noqa: S105 - what stands in its place.
+_KEYS_SHOWN: Final[dict[str, frozenset[str]]] = {
+    "headers": frozenset(),
+    "auth": frozenset(("bearer", "tokens", "filename", "basic", "htpasswd", "inline", "file")),
+}
+"""Blocks whose values are never shown -> the keys below them that are. Where a space or a quote is
+missing, YAML takes a secret for a key: `{Authorization:Bearer a1b2}`."""
+SECRET_BLOCKS: Final = frozenset(_KEYS_SHOWN)
+_PLAIN_KEY: Final = re.compile(r"[\w./*-]*")
+_TAGGED: Final = re.compile(r"\b(?:tag|alias|anchor)\b")
+_IN_QUOTES: Final = "a value that is = or <<, or begins with ! & or *, must be in quotes"
+"""Said of tags, aliases and anchors, whose names may be such a value: a secret."""
 
 PROBLEMS_TOLD_MAX: Final = 30
 PROBLEM_CHARS_MAX: Final = 600
@@ -113,7 +125,7 @@ def read_yaml(text: str, origin: Origin, root: KeyPath, environ: Mapping[str, st
         value = reader.read_document(root)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line if error.problem_mark else 0
-        reader.complain(line, f"not YAML: {error.problem or error.context}")
+        reader.complain(line, f"not YAML: {_problem(error)}")
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
         reader.complain(line, f"not YAML: character {error.character:#x} is not allowed")
@@ -124,6 +136,13 @@ def read_yaml(text: str, origin: Origin, root: KeyPath, environ: Mapping[str, st
     for key in reversed(root):
         value = {key: value}
     return Layer(value if isinstance(value, dict) else {}, reader.origins, len(root))
+
+
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    """The parser's words. It quotes single characters, terms of its own, and names of tags."""
+    if _TAGGED.search(f"{error.context} {error.problem}"):
+        return _IN_QUOTES
+    return str(error.problem or error.context)
 
 
 class _Stop(Exception):
@@ -183,7 +202,7 @@ class _Reader:
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode) and node.tag == _SEQUENCE_TAG:
             return [self._read(item, (*path, i)) for i, item in enumerate(node.value)]
-        self.complain(line, f"the tag {node.tag} is not allowed")
+        self.complain(line, _IN_QUOTES)
         return None
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
@@ -246,6 +265,15 @@ def _bases(node: yaml.MappingNode) -> Iterator[yaml.Node]:
 
 
 def dotted(path: KeyPath) -> str:
-    """A key path as people write it: `policy.overrides[0].agent`."""
-    parts = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    """A key path as people write it, `policy.overrides[0].agent`, with stars for what is no key."""
+    parts = []
+    known = None
+    for key in path:
+        if isinstance(key, int):
+            parts.append(f"[{key}]")
+        elif known is None:
+            parts.append(f".{key if _PLAIN_KEY.fullmatch(key) else SECRET}")
+            known = _KEYS_SHOWN.get(key)
+        else:
+            parts.append(f".{key if key in known else SECRET}")
     return "".join(parts).removeprefix(".")

@@ -2,9 +2,12 @@
 
     "invalid value 'alice: 4711' in attribute note"  ->  "invalid value '*: *' in attribute *"
 
-A word that stands in the request that was sent is a star, unless it belongs to the language of such
-messages, which tells nothing of anybody. Numbers below a thousand are left: they are codes. The
-same holds for the headers it was sent, among which are credentials: "invalid API key 'a1b2c3'".
+A word that stands in the request that was sent, in capitals or not, is a star, unless it belongs to
+the language of such messages, which tells nothing of anybody. A word with a number of four digits
+or more is a star too: the request holds numbers in binary. Shorter ones are left: they are codes.
+An escape (`\\u0411`, `\\xc3`, `%C3`, `\\303`) is one as well, as it stands for another text than is
+looked up. The same holds for the headers it was sent, among which are credentials: "invalid API
+key 'a1b2c3'".
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ if TYPE_CHECKING:
 
 _WORD: Final = re.compile(r"\w+")
 _SHORT: Final = 2
-_DIGITS_LEFT: Final = 3
+_NUMBER: Final = re.compile(r"\d{4}")
+_ESCAPES: Final = re.compile(r"(?:\\u[0-9A-Fa-f]{4}|(?:\\x|%)[0-9A-Fa-f]{2}|\\[0-3][0-7]{2})+")
 SEARCHED_MAX: Final = 1 << 20
 """Bytes of a request that are searched for each word. In a larger one any word may stand."""
 
@@ -49,19 +53,23 @@ _PLAIN: Final = frozenset(_LANGUAGE.split())
 
 def without_echo(message: str, body: bytes) -> str:
     """`message` with a star for each word that stands in `body`."""
-    searched = body if len(body) <= SEARCHED_MAX else None
+    if not message:
+        return message
+    searched = None
+    if len(body) <= SEARCHED_MAX:
+        searched = body.decode(errors="replace").casefold()
 
     def kept(match: re.Match[str]) -> str:
         word = match[0]
         if len(word) <= _SHORT or word.lower() in _PLAIN:
             return word
-        if word.isdecimal() and len(word) <= _DIGITS_LEFT:
-            return word
-        if searched is None or word.encode(errors="replace") in searched:
+        if _NUMBER.search(word):
             return "*"
-        return word
+        if word.isdecimal():
+            return word
+        return "*" if searched is None or word.casefold() in searched else word
 
-    return _WORD.sub(kept, message)
+    return _WORD.sub(kept, _ESCAPES.sub("*", message))
 
 
 def told_by(headers: Mapping[str, str], urls: Iterable[str] = ()) -> bytes:

@@ -59,6 +59,9 @@ ROOM_SHARE = 1 / 8
 INT64_MAX = (1 << 63) - 1
 """The most items that a partial success can name."""
 
+MERGED_TOLD = "not kept by the next hop"
+"""Said to those whose requests went on as one."""
+
 FRESH, BACKLOG = 0, 1
 """Lanes: what came in lately, and what is read from the disk again."""
 
@@ -115,8 +118,11 @@ class Group:
         """The same when it was taken over but for `left_out` items, as the next hop says.
 
         The number is of the whole group and comes from outside: nobody hears of more items than
-        his own, as far as they are counted, nor of more than an answer can say.
+        his own, as far as they are counted, nor of more than an answer can say. Nor of words that
+        may be about another's data.
         """
+        if len(self.parts) > 1:
+            message = MERGED_TOLD
         for part in self.parts:
             if part.answer is not None:
                 most = part.payload.items if self.signal is Signal.TRACES else INT64_MAX
