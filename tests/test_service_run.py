@@ -227,12 +227,12 @@ def test_the_first_start_says_that_it_takes_long(
 @pytest.mark.usefixtures("_handlers_come_back")
 def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
-    Scenario: a port is taken; the folder of the data, and that of the trail, is a file; a header
-    is one that the exporter sets itself; a certificate is not there.
+    Scenario: a port is taken; the folder of the data, and that of the trail, is a file; the
+    certificates of an exporter and of a door are not there.
     Guarantees: exit 3 and one line on standard error that names what and where; no thread is left.
     """
     (tmp_path / "file").touch()
-    header = {"endpoint": "http://127.0.0.1:9", "headers": {"Content-Type": "text/plain"}}
+    no_ca = {"endpoint": "https://127.0.0.1:9", "tls": {"ca_file": "/no.crt"}}
     no_file = {"cert_file": "/no.crt", "key_file": "/no.key"}
     threads = threading.active_count()
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -245,7 +245,7 @@ def test_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str
             "audit.path: [Errno ": config_in(
                 tmp_path, audit={"enabled": True, "path": f"{tmp_path}/file/audit.jsonl"}
             ),
-            "exporters.otlp_http/x: ": config_in(tmp_path, exporters={"otlp_http/x": header}),
+            "exporters.otlp_http/x: ": config_in(tmp_path, exporters={"otlp_http/x": no_ca}),
             "receivers.otlp.protocols.http: tls: cannot use /no.crt": config_in(
                 tmp_path,
                 receivers={

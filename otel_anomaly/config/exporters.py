@@ -44,7 +44,7 @@ def _header_value(value: str) -> str:
 
 def _http_name(name: str) -> str:
     if name in OUR_HEADERS:
-        raise ValueError("is set by the exporter")
+        raise ValueError(f"{name} is set by the exporter")
     return name
 
 
