@@ -28,7 +28,7 @@ from tests.door_rigs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from otel_anomaly.telemetry import Telemetry
@@ -123,29 +123,29 @@ def test_a_flood_costs_others_no_handshake(run: Callable[[Any], None], door: Doo
 
 @linux
 @LOOPS
+@pytest.mark.parametrize("hosts", [range(2, 7), [2] * 5], ids=["each its own", "behind a proxy"])
 def test_many_clients_at_once_wait_for_each_other(
-    run: Callable[[Any], None], door: Door, monkeypatch: pytest.MonkeyPatch
+    run: Callable[[Any], None], door: Door, monkeypatch: pytest.MonkeyPatch, hosts: Sequence[int]
 ) -> None:
     """
     Scenario: a door with room for four handshakes and an hour for each; four clients are slow to
-    begin theirs, and a fifth comes; then the first goes on.
+    begin theirs, and a fifth comes; then the first goes on. The same behind one address.
     Guarantees: none is closed for another; the first is served, and its place is the fifth's.
     """
+    addresses = [f"127.0.0.{number}" for number in hosts]
     monkeypatch.setattr(handshakes, "HANDSHAKES_MAX", 4)
     monkeypatch.setattr(handshakes, "PATIENCE_S", 3600)
 
     async def scenario() -> None:
         async with http_door(**door.keys) as rig, AsyncExitStack() as stack:
             slow = [
-                await asyncio.open_connection(
-                    "127.0.0.1", rig.door.port, local_addr=(f"127.0.0.{n}", 0)
-                )
-                for n in range(2, 6)
+                await asyncio.open_connection("127.0.0.1", rig.door.port, local_addr=(address, 0))
+                for address in addresses[:4]
             ]
             for _, writer in slow:
                 stack.callback(writer.close)
             await until(rig.door._listener._handshakes.are_full)
-            fifth = asyncio.create_task(door.post(rig.door.port, "127.0.0.6"))
+            fifth = asyncio.create_task(door.post(rig.door.port, addresses[4]))
             server = cast("TlsServer", rig.door._listener._accepting[0])
             await until(lambda: server._pause is not None)
             first_reader, first_writer = slow[0]

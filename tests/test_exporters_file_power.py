@@ -159,6 +159,32 @@ def test_what_cannot_be_forced_is_not_sent(
     assert _all(tmp_path).count(b"b") == len(second)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_has_nothing_to_force(tmp_path: Path) -> None:
+    """
+    Scenario: the file is a pipe, as /dev/stdout is in a container, and somebody relies on it.
+    Guarantees: sent once, as to a file.
+    """
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    exporter = exporter_in(tmp_path, ack="sent", path=str(path))
+    body = calls(1)
+
+    async def main() -> None:
+        await exporter.start()
+        assert await exporter.send(body, Signal.TRACES, 1) == SENT
+        await exporter.close()
+
+    try:
+        asyncio.run(main())
+        came = os.read(reader, 1 << 20)
+        assert came.endswith(body)
+        assert len(came) < len(body) + 5
+    finally:
+        os.close(reader)
+
+
 def test_a_start_that_cannot_force_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Scenario: a file system that cannot force the names in a folder.

@@ -301,7 +301,7 @@ def test_the_service_refuses(tmp_path: Path) -> None:
     """
 
     async def play() -> None:
-        async with running(tmp_path) as at:
+        async with running(tmp_path, service={"memory": {}}) as at:
             limiter, files = at.service.memory, Files(10**12)
             limiter._files = files
             limiter.look()

@@ -22,6 +22,7 @@ import errno
 import logging
 import os
 import re
+import stat
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +41,8 @@ _LOG = logging.getLogger(__name__)
 FILE_MODE: Final = 0o600
 DIRECTORY_MODE: Final = 0o700
 BLOCK_BYTES: Final = 1 << 16
+_NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP})
+"""Of a folder on a file system that keeps names in its own way."""
 VARINT_BYTES_MAX: Final = 5
 """Of a length below 2^31, protobuf's limit for a message."""
 
@@ -118,6 +121,8 @@ class RotatingFile:
         self._max_backups = max_backups
         self._recover = recover
         self._forced = forced
+        self._is_regular = True
+        """A pipe or a device has nothing to force or to cut."""
         # A cancelled send leaves its thread behind; the next or `close` must wait for it.
         self._lock = threading.Lock()
 
@@ -170,9 +175,11 @@ class RotatingFile:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self.fd = os.open(self.path, flags, FILE_MODE)
         try:
-            self.size = os.fstat(self.fd).st_size
+            state = os.fstat(self.fd)
+            self.size = state.st_size
             self._recover(self)
-            if self._forced:
+            self._is_regular = stat.S_ISREG(state.st_mode)
+            if self._forced and self._is_regular:
                 self._force_names()
         except BaseException:
             self._close()
@@ -187,7 +194,7 @@ class RotatingFile:
         left = memoryview(record)
         while left:
             left = left[os.write(self.fd, left) :]
-        if self._forced:
+        if self._forced and self._is_regular:
             # macOS has no fdatasync.
             getattr(os, "fdatasync", os.fsync)(self.fd)
 
@@ -196,6 +203,9 @@ class RotatingFile:
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno not in _NO_SYNC:
+                raise
         finally:
             os.close(folder)
 

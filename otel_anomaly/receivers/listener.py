@@ -134,7 +134,17 @@ class Listener:
             for server in before
             for each in server.sockets
         ]
-        self._accepting = [await self._accept_on(double, context) for double in doubles]
+        accepting: list[asyncio.Server | TlsServer] = []
+        try:
+            for double in doubles:
+                accepting.append(await self._accept_on(double, context))  # noqa: PERF401 - closed.
+        except BaseException:
+            for server in accepting:
+                server.close()
+            for double in doubles[len(accepting) :]:
+                double.close()
+            raise
+        self._accepting = accepting
         for server in before:
             server.close()
 

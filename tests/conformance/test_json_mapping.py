@@ -125,7 +125,7 @@ def test_J_keys_are_lower_camel_case(doors: Doors) -> None:  # noqa: N802
     assert not [name for name in names if "_" in name or name[0].isupper()]
 
 
-def test_J_half_a_surrogate_pair(doors: Doors) -> None:  # noqa: N802
+def test_half_a_surrogate_pair(doors: Doors) -> None:
     """
     Scenario: texts that a client has cut in the middle of a character, as JavaScript does: the
     first half, both in the wrong order, and one before a whole character.
