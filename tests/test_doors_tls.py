@@ -103,6 +103,16 @@ async def export(port: int, credentials: grpc.ChannelCredentials | None) -> grpc
         return code
 
 
+async def comes_to(
+    code: grpc.StatusCode, port: int, credentials: grpc.ChannelCredentials | None
+) -> None:
+    """Until that is the answer. A server that was replaced accepts for a moment, in a thread of
+    grpcio; who meets it is told to come again."""
+    async with asyncio.timeout(60):
+        while await export(port, credentials) is not code:
+            pass
+
+
 @LOOPS
 def test_http_over_tls(run: Callable[[Any], None], pki: Pki, tmp_path: Path) -> None:
     """
@@ -181,7 +191,7 @@ def test_grpc_over_tls(pki: Pki, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+UNAVAILABLE, OK = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.OK
 
 
 def test_grpc_asks_for_a_certificate(pki: Pki, tmp_path: Path) -> None:
@@ -286,21 +296,21 @@ def test_doors_change_their_tls(pki: Pki, tmp_path: Path) -> None:
                 own = pki.client if tls is mutual else None
                 if tls is None:
                     assert (await web.post(b"x")).status == 200
-                    assert await export(rpc.door.port, None) is grpc.StatusCode.OK
+                    await comes_to(OK, rpc.door.port, None)
                     continue
                 assert await post(web.door.port, client_context(pki.first, own)) == 200
                 known = channel_credentials(pki.first, own)
-                assert await export(rpc.door.port, known) is grpc.StatusCode.OK
+                await comes_to(OK, rpc.door.port, known)
                 if tls is mutual:
                     stranger = channel_credentials(pki.first, pki.stranger)
-                    assert await export(rpc.door.port, stranger) is UNAVAILABLE
+                    await comes_to(UNAVAILABLE, rpc.door.port, stranger)
             for door in (web.door, rpc.door):
                 wrong = door._config.model_copy(update={"tls": TlsServerConfig(**missing)})
                 with pytest.raises(ValueError, match=r"none\.pem"):
                     await door.reconfigure(wrong)
             assert await post(web.door.port, client_context(pki.first)) == 200
             known = channel_credentials(pki.first)
-            assert await export(rpc.door.port, known) is grpc.StatusCode.OK
+            await comes_to(OK, rpc.door.port, known)
 
     asyncio.run(scenario())
 
