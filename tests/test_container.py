@@ -76,6 +76,18 @@ def test_only_the_volume_is_written_to() -> None:
     assert not any("--chown" in text for text in texts)
 
 
+def endpoints_of(config: Config) -> tuple[str, str, str]:
+    """Both doors and the monitoring pages."""
+    protocols = config.receivers.otlp.protocols
+    assert protocols.grpc is not None
+    assert protocols.http is not None
+    return (
+        protocols.grpc.endpoint,
+        protocols.http.endpoint,
+        config.telemetry.metrics.endpoint,
+    )
+
+
 def test_doors_of_the_image_are_those_it_exposes() -> None:
     """
     Scenario: EXPOSE beside the endpoints of the command.
@@ -84,15 +96,7 @@ def test_doors_of_the_image_are_those_it_exposes() -> None:
     stage = dict(last_stage())
     told = {int(port) for port in stage["EXPOSE"].split()}
     listened = {int(port) for port in re.findall(r"endpoint=0\.0\.0\.0:(\d+)", stage["CMD"])}
-    config = Config()
-    protocols = config.receivers.otlp.protocols
-    assert protocols.grpc is not None
-    assert protocols.http is not None
-    endpoints = (
-        protocols.grpc.endpoint,
-        protocols.http.endpoint,
-        config.telemetry.metrics.endpoint,
-    )
+    endpoints = endpoints_of(Config())
     assert told == listened == {int(endpoint.rpartition(":")[2]) for endpoint in endpoints}
 
 
@@ -149,15 +153,7 @@ def test_a_configuration_of_ones_own_is_reached(tmp_path: Path) -> None:
     (block,) = (each for each in blocks("yaml", "docs/container.md") if "receivers:" in each)
     path = tmp_path / "config.yaml"
     path.write_text(block)
-    config = load_config([path], (), {})
-    protocols = config.receivers.otlp.protocols
-    assert protocols.grpc is not None
-    assert protocols.http is not None
-    endpoints = (
-        protocols.grpc.endpoint,
-        protocols.http.endpoint,
-        config.telemetry.metrics.endpoint,
-    )
+    endpoints = endpoints_of(load_config([path], (), {}))
     assert not any(is_local(endpoint) for endpoint in endpoints)
     told = dict(last_stage())["EXPOSE"].split()
     assert [endpoint.rpartition(":")[2] for endpoint in endpoints] == told
